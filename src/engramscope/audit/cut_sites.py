@@ -1,0 +1,68 @@
+"""A cell that cuts every path from what was changed to the read-out restores everything by construction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import ClassVar
+
+from engramscope.audit._base import AuditContext, Check, Finding, Needs
+from engramscope.audit._facts import is_ablation
+from engramscope.audit._show import cell_name, count, listed, named, percent
+from engramscope.locate.cells import Cell
+
+
+class CutSites(Check):
+    """Names the cells whose 100 % is no finding."""
+
+    needs: ClassVar[Needs] = "model"
+    title: ClassVar[str] = "100 % by construction"
+
+    def run(self, context: AuditContext) -> list[Finding]:
+        """A note that names cut cells; a warning for sweeps that have no other."""
+        if is_ablation(context.study):
+            return self.ok(
+                "An ablation has no corrupted run, so there is nothing that a cell restores by construction."
+            )
+        cells, cut = context.cells or [], context.cut or {}
+        shares = {cell: cut.get(cell, 0.0) for cell in cells}
+        always = [cell for cell, share in shares.items() if share >= 1.0]
+        partly = [(cell, share) for cell, share in shares.items() if 0.0 < share < 1.0]
+        findings: list[Finding] = self._empty_sweeps(cells, set(always))
+        if always:
+            findings.append(
+                self.finding(
+                    "note",
+                    f"{count(len(always), 'cell')} of {len(cells)} cut every path from what was changed to the "
+                    "read-out: they restore 100 % in any model, also in one that knows nothing, so this is no "
+                    "finding. They are marked, and kept out of rankings, peaks and tests.",
+                    listed(dict.fromkeys(cell_name(cell) for cell in always)),
+                )
+            )
+        if partly:
+            findings.append(
+                self.finding(
+                    "note",
+                    f"{count(len(partly), 'cell')} of {len(cells)} cut every path in a part of the pairs. These pairs "
+                    "are left out of such a cell.",
+                    listed(f"{cell_name(cell)}: in {percent(share)} of the pairs" for cell, share in partly),
+                )
+            )
+        return findings or self.ok(f"None of {len(cells)} cells restores the answer by construction.")
+
+    def _empty_sweeps(self, cells: list[Cell], always: set[Cell]) -> list[Finding]:
+        sweeps: dict[str, list[bool]] = defaultdict(list)
+        for cell in cells:
+            sweeps[cell.sweep].append(cell in always)
+        empty = [name for name, flags in sweeps.items() if all(flags)]
+        if not empty:
+            return []
+        return [
+            self.finding(
+                "warning",
+                f"Every cell of {count(len(empty), 'sweep')} ({named(empty)}) restores 100 % by construction, so "
+                "nothing can be learned there; patch single positions or heads, or earlier layers.",
+            )
+        ]
+
+
+COMPONENT = CutSites

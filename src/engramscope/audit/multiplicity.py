@@ -1,0 +1,45 @@
+"""Of many cells tested some look strong by chance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+from engramscope.audit._base import AuditContext, Check, Finding, Needs
+from engramscope.audit._show import count, listed, number
+
+
+class Multiplicity(Check):
+    """Counts the tests and says how they are corrected."""
+
+    needs: ClassVar[Needs] = "model"
+    title: ClassVar[str] = "Many cells at once"
+
+    def run(self, context: AuditContext) -> list[Finding]:
+        """A note with the number of tests where there is more than one family of them."""
+        cut = context.cut or {}
+        tested = [cell for cell in context.cells or [] if cut.get(cell, 0.0) < 1.0]
+        metrics = len(context.study.metrics.names)
+        families = Counter((cell.sweep, cell.direction) for cell in tested)
+        tests, groups = metrics * len(tested), metrics * len(families)
+        alpha = 1 - context.study.stats.confidence
+        told = (
+            f"{count(tests, 'test')}: {count(len(tested), 'cell')} by {count(metrics, 'metric')}. Within a sweep, "
+            "direction and metric p is corrected by max-T (the chance of any false detection is at most "
+            f"{number(alpha)}), and q by Benjamini–Hochberg."
+        )
+        if groups <= 1:
+            return self.ok(told)
+        return [
+            self.finding(
+                "note",
+                f"{told} Across the {groups} such families it is not: by chance one of them may hold a false "
+                "detection.",
+                listed(
+                    f"{sweep}, {direction}: {count(cells, 'cell')}" for (sweep, direction), cells in families.items()
+                ),
+            )
+        ]
+
+
+COMPONENT = Multiplicity

@@ -1,0 +1,232 @@
+"""The command line: parses, calls one library function, writes what it returned.
+
+Nothing heavy is imported at the top, so that `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="engramscope",
+    help="Find where a language model keeps a piece of knowledge, and how sure that is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"engramscope {version('engramscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del show_version
+
+
+@app.command()
+def run(
+    study: StudyPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of this study stopped.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: patch every cell, test, audit, and write the report."""
+    from engramscope.study import run_study
+
+    with _progress(quiet) as progress:
+        result = run_study(study, out, resume=resume, progress=progress)
+    if not quiet:
+        _print_result(result)
+
+
+@app.command()
+def check(study: StudyPath, quiet: Quiet = False) -> None:
+    """Audit the design of a study before anything is computed."""
+    from rich.console import Console
+
+    from engramscope.study import check_study
+
+    with _progress(quiet) as progress:
+        findings = check_study(study, progress=progress)
+    if not quiet:
+        Console(soft_wrap=True).print(_findings_text(findings))
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(EXIT_INPUT)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("engramscope-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Find where a small bundled model keeps what it knows about epilepsy (under a minute)."""
+    from engramscope.demo import run_demo
+
+    with _progress(quiet) as progress:
+        result = run_demo(out, progress=progress)
+    if not quiet:
+        _print_result(result)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A bundled name, a folder, or a hub id.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    allow_pickle: Annotated[bool, typer.Option(help="Load a pickle checkpoint: only from sources you trust.")] = False,
+) -> None:
+    """Show a model's parts, the sites that it offers, and the self-checks made when it is loaded."""
+    from rich.console import Console
+
+    from engramscope.models import load_model
+    from engramscope.models.describe import describe
+
+    loaded = load_model(
+        name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    Console().print(describe(loaded))
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks, corruptions, metrics and pair file formats by name."""
+    from rich.console import Console
+
+    from engramscope.catalogue import catalogue
+
+    Console().print(catalogue())
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The study file to write.", show_default=False)],
+    model_name: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
+    task: Annotated[str | None, typer.Option(help="A task to take the pairs from.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="A pair file; relative to the study file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
+) -> None:
+    """Write a commented study file to start from."""
+    from engramscope.starter import write_starter
+
+    typer.echo(write_starter(path, model_name, task, pairs, force=force))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
+    quiet: Quiet = False,
+) -> None:
+    """Write the report and figures of a results folder anew, without running the model."""
+    from engramscope.report import write_report
+
+    path = write_report(folder)
+    if not quiet:
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point: turns errors into one message and an exit code."""
+    sys.exit(_run_app(sys.argv[1:]))
+
+
+def _run_app(arguments: list[str]) -> int:
+    from engramscope.errors import EngramscopeError, InputError
+
+    try:
+        code = app(arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        return _complain("Interrupted. What was computed is kept; go on with --resume.", EXIT_INTERRUPTED)
+    except click.exceptions.Abort:
+        return _complain("Interrupted.", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_INPUT
+    except InputError as error:
+        return _complain("\n".join(error.faults), EXIT_INPUT)
+    except EngramscopeError as error:
+        return _complain(str(error), EXIT_FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _complain(message: str, code: int) -> int:
+    for line in message.splitlines():
+        typer.echo(f"engramscope: {line}", err=True)
+    return code
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on the terminal; nothing when quiet or when the output is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        running: dict[str, int] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in running:
+                running[what] = bars.add_task(what, total=total)
+            bars.update(running[what], completed=done, total=total)
+
+        yield advance
+
+
+def _print_result(result: object) -> None:
+    from engramscope.study import StudyResult
+
+    assert isinstance(result, StudyResult)
+    for sentence in result.sentences():
+        typer.echo(sentence)
+    typer.echo(f"\nReport: {result.folder / 'report.html'}")
+
+
+def _findings_text(findings: list) -> object:
+    from rich.markup import escape
+    from rich.text import Text
+
+    del escape
+    colours = {"ok": "green", "note": "blue", "warning": "yellow", "error": "red"}
+    text = Text()
+    for finding in findings:
+        text.append(f"{finding.severity:<8}", style=colours[finding.severity])
+        text.append(f"{finding.check}: {finding.message}\n")
+        for item in finding.items:
+            text.append(f"          {item}\n", style="dim")
+    counts = {level: sum(f.severity == level for f in findings) for level in colours}
+    text.append(", ".join(f"{count} {level}" for level, count in counts.items()))
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs and patches as data, and what executes them."""

@@ -1,0 +1,207 @@
+"""The reference executor: plain hooked forwards, slow and obvious; the oracle for every other executor.
+
+Runs of equal length whose patches are at the same sites, layers and heads share one forward of the unmodified Hugging
+Face model, a row each, so nothing is ever padded. Every row has its own positions and its own sources. Recorded
+values live until the plan is done.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Noise, Patch, Plan, source_runs
+from engramscope.engine.values import constant_rows, replace_at, rows_at
+from engramscope.models.hooks import taps
+from engramscope.models.model import Model
+from engramscope.models.site import SiteAccess
+
+Place = tuple[str, int | None]  # (site, layer)
+Recorded = dict[tuple[str, Place], Tensor]  # (run id, place) -> [seq, width] or [n_heads, query, key]
+Tap = tuple[SiteAccess, Callable[[Tensor], Tensor | None]]
+AnyRun = BaseRun | DerivedRun
+
+#: tokens per forward: larger batches fall out of a CPU's cache and gain nothing
+MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Logits of some runs.
+
+    Attributes:
+        runs: their ids.
+        logits: [len(runs), positions, vocab], the positions of each run's `Readout`.
+    """
+
+    runs: tuple[str, ...]
+    logits: Tensor
+
+
+def execute(model: Model, plan: Plan, max_tokens: int = MAX_TOKENS) -> Iterator[Answered]:
+    """Run everything in `plan` and yield the logits that it asks for, a batch of equal runs at a time.
+
+    Args:
+        model: the model.
+        plan: runs and read-outs.
+        max_tokens: at most this many tokens in one forward (at least one run).
+
+    Yields:
+        `Answered`, in an order that follows the dependencies between runs, not the order of the plan.
+
+    Raises:
+        SiteError: the model does not offer a patched site.
+    """
+    read = _places_to_record(plan)
+    positions = {readout.run: readout.positions for readout in plan.readouts}
+    recorded: Recorded = {}
+    for level in _levels(plan):
+        for batch in _batches(plan, level, read, positions, max_tokens):
+            logits = _forward(model, plan, batch, read, recorded, positions)
+            asked = [run for run in batch if run.id in positions]
+            if asked:
+                yield Answered(tuple(run.id for run in asked), logits)
+
+
+def record(model: Model, bases: Sequence[BaseRun], places: Sequence[Place]) -> Iterator[tuple[str, Place, Tensor]]:
+    """Values at `places` of base runs, one run and place at a time: [seq, width] or [n_heads, query, key]."""
+    by_length: dict[int, list[BaseRun]] = defaultdict(list)
+    for base in bases:
+        by_length[len(base.tokens)].append(base)
+    for length, group in by_length.items():
+        for batch in _sliced(group, max(1, MAX_TOKENS // length)):
+            recorded: Recorded = {}
+            plan = Plan(tuple(batch))
+            _forward(model, plan, batch, {base.id: set(places) for base in batch}, recorded, {})
+            for (run, place), value in recorded.items():
+                yield run, place, value
+
+
+def _places_to_record(plan: Plan) -> dict[str, set[Place]]:
+    read: dict[str, set[Place]] = defaultdict(set)
+    for run in plan.derived:
+        for patch in run.patches:
+            if isinstance(patch.source, FromRun):
+                read[patch.source.run].add((patch.site, patch.layer))
+    return read
+
+
+def _levels(plan: Plan) -> list[list[AnyRun]]:
+    """Runs by depth: a run comes after every run that it reads from."""
+    depth: dict[str, int] = {base.id: 0 for base in plan.bases}
+    levels: list[list[AnyRun]] = [list(plan.bases)]
+    for run in plan.derived:
+        depth[run.id] = 1 + max((depth[source] for source in source_runs(run.patches)), default=0)
+        while len(levels) <= depth[run.id]:
+            levels.append([])
+        levels[depth[run.id]].append(run)
+    return levels
+
+
+def _batches(
+    plan: Plan,
+    runs: Sequence[AnyRun],
+    read: Mapping[str, set[Place]],
+    positions: Mapping[str, tuple[int, ...]],
+    max_tokens: int,
+) -> Iterator[list[AnyRun]]:
+    """Runs that can share a forward: equal length, patches at the same places, the same places to record."""
+    groups: dict[object, list[AnyRun]] = defaultdict(list)
+    for run in runs:
+        patches = run.patches if isinstance(run, DerivedRun) else ()
+        base = plan.base_of(run)
+        geometry = tuple((patch.site, patch.layer, patch.heads) for patch in patches)
+        asked = len(positions[run.id]) if run.id in positions else None
+        groups[len(base.tokens), geometry, frozenset(read.get(run.id, ())), asked].append(run)
+    for group in groups.values():
+        length = len(plan.base_of(group[0]).tokens)
+        yield from _sliced(group, max(1, max_tokens // max(1, length)))
+
+
+def _sliced(items: Sequence[AnyRun], size: int) -> Iterator[list[AnyRun]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _forward(
+    model: Model,
+    plan: Plan,
+    batch: Sequence[AnyRun],
+    read: Mapping[str, set[Place]],
+    recorded: Recorded,
+    positions: Mapping[str, tuple[int, ...]],
+) -> Tensor:
+    """One forward of the model on the rows of `batch`; fills `recorded`, returns [rows, positions, vocab]."""
+    bases = [plan.base_of(run) for run in batch]
+    tokens = torch.tensor([base.tokens for base in bases], device=model.device)
+    actions = [
+        *_noise_taps(model, bases),
+        *_patch_taps(model, batch, recorded),
+        *_record_taps(model, batch, read, recorded),
+    ]
+    with torch.no_grad(), taps(model, actions):
+        logits: Tensor = model.hf(input_ids=tokens, use_cache=False).logits
+    if not all(run.id in positions for run in batch):
+        return logits[:, :0]
+    index = torch.tensor([positions[run.id] for run in batch], device=logits.device)
+    return logits[torch.arange(len(batch), device=logits.device)[:, None], index]
+
+
+def _noise_taps(model: Model, bases: Sequence[BaseRun]) -> list[Tap]:
+    noises: list[tuple[int, Noise]] = [(row, base.noise) for row, base in enumerate(bases) if base.noise is not None]
+    if not noises:
+        return []
+
+    def add(value: Tensor) -> Tensor:
+        result = value.clone()
+        for row, noise in noises:
+            index = torch.tensor(noise.positions, device=value.device)
+            result[row, index] = (value[row, index].float() + noise.values.to(value.device)).to(value.dtype)
+        return result
+
+    return [(model.site("embed", None), add)]
+
+
+def _patch_taps(model: Model, batch: Sequence[AnyRun], recorded: Recorded) -> list[Tap]:
+    patches = [run.patches if isinstance(run, DerivedRun) else () for run in batch]
+    return [_patch_tap(model, [row[number] for row in patches], recorded) for number in range(len(patches[0]))]
+
+
+def _patch_tap(model: Model, patches: Sequence[Patch], recorded: Recorded) -> Tap:
+    """One patch per row, all at the same site, layer and heads."""
+    first = patches[0]
+    access = model.site(first.site, first.layer)
+    rows = torch.tensor([row for row, patch in enumerate(patches) for _ in patch.positions], dtype=torch.long)
+    positions = torch.tensor([position for patch in patches for position in patch.positions], dtype=torch.long)
+
+    def put(value: Tensor) -> Tensor:
+        new = torch.cat([_source_values(patch, access, recorded, value) for patch in patches if patch.positions])
+        return replace_at(value, access, first.heads, rows.to(value.device), positions.to(value.device), new)
+
+    return access, put
+
+
+def _source_values(patch: Patch, access: SiteAccess, recorded: Recorded, like: Tensor) -> Tensor:
+    if isinstance(patch.source, FromRun):
+        value = recorded[patch.source.run, (patch.site, patch.layer)]
+        return rows_at(value, access, patch.heads, patch.source.positions).to(like)
+    return constant_rows(patch.source.values.to(like), access, patch.heads, len(patch.positions), like)
+
+
+def _record_taps(
+    model: Model, batch: Sequence[AnyRun], read: Mapping[str, set[Place]], recorded: Recorded
+) -> list[Tap]:
+    places = sorted(read.get(batch[0].id, ()), key=str)
+
+    def keep(place: Place) -> Callable[[Tensor], None]:
+        def store(value: Tensor) -> None:
+            for row, run in enumerate(batch):
+                recorded[run.id, place] = value[row].detach().clone()
+
+        return store
+
+    return [(model.site(*place), keep(place)) for place in places]

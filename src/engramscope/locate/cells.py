@@ -1,0 +1,101 @@
+"""The cells of a sweep: which (layers, heads, positions) are patched together, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from engramscope.models.anatomy import Anatomy
+from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, is_module_path
+from engramscope.pairs.tokenized import TokenizedPair
+from engramscope.study_file import SweepSection
+
+Direction = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a sweep; the same for every pair.
+
+    Attributes:
+        sweep: name of the sweep.
+        site: site or module path.
+        layers: the layers that are patched jointly (empty for sites that exist once).
+        heads: the heads that are patched jointly; None for all, and for sites without heads.
+        position: a position index of the clean prompt; None where `position_role` says which.
+        position_role: "each" cells: None here (the role comes from the prompt); else "all", "last", a role or a span.
+        direction: "denoise" or "noise".
+        window: number of adjacent layers asked for (fewer at the ends of the model).
+        layer: the centre of the window; None for sites that exist once.
+    """
+
+    sweep: str
+    site: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    position: int | None
+    position_role: str | None
+    direction: Direction
+    window: int
+    layer: int | None
+
+    @property
+    def head(self) -> int | None:
+        """The head, if it is a single one."""
+        return self.heads[0] if self.heads is not None and len(self.heads) == 1 else None
+
+
+def window_layers(centre: int, width: int, n_layers: int) -> tuple[int, ...]:
+    """Layers `[max(0, l - floor(w/2)), min(L, l + ceil(w/2)))`, as in the ROME code; cut at the ends."""
+    return tuple(range(max(0, centre - width // 2), min(n_layers, centre + (width + 1) // 2)))
+
+
+def cells_of(sweep: SweepSection, anatomy: Anatomy, pairs: Sequence[TokenizedPair]) -> Iterator[Cell]:
+    """Every cell of a sweep, in the order layers, heads, positions, directions."""
+    directions: tuple[Direction, ...] = ("denoise", "noise") if sweep.direction == "both" else (sweep.direction,)
+    for layer, heads, (position, role), direction in product(
+        _layers(sweep, anatomy), _heads(sweep, anatomy), _positions(sweep, pairs), directions
+    ):
+        layers = () if layer is None else window_layers(layer, sweep.window, anatomy.n_layers)
+        yield Cell(sweep.name, sweep.site, layers, heads, position, role, direction, sweep.window, layer)
+
+
+def cell_positions(cell: Cell, pair: TokenizedPair) -> tuple[int, ...]:
+    """Positions of the pair's *clean* prompt that the cell patches; empty where the prompt has none of that role."""
+    clean = pair.clean
+    if cell.position is not None:
+        return (cell.position,) if cell.position < len(clean) else ()
+    if cell.position_role == "all":
+        return tuple(range(len(clean)))
+    if cell.position_role == "last":
+        return (len(clean) - 1,)
+    role = cell.position_role or ""
+    if role in clean.spans:
+        return clean.spans[role]
+    return tuple(i for i, name in enumerate(clean.roles) if name == role)
+
+
+def _layers(sweep: SweepSection, anatomy: Anatomy) -> tuple[int | None, ...]:
+    if sweep.site in GLOBAL_SITES:
+        return (None,)
+    if is_module_path(sweep.site) and "{layer}" not in sweep.site:
+        return (None,)
+    return tuple(range(anatomy.n_layers)) if sweep.layers == "each" else tuple(sweep.layers)
+
+
+def _heads(sweep: SweepSection, anatomy: Anatomy) -> tuple[tuple[int, ...] | None, ...]:
+    if sweep.site not in HEAD_SITES or sweep.heads == "all":
+        return (None,)
+    count = anatomy.n_kv_heads if sweep.site in KV_SITES else anatomy.n_heads
+    return tuple((head,) for head in (range(count) if sweep.heads == "each" else sweep.heads))
+
+
+def _positions(sweep: SweepSection, pairs: Sequence[TokenizedPair]) -> tuple[tuple[int | None, str | None], ...]:
+    if sweep.positions == "each":
+        longest = max((len(pair.clean) for pair in pairs), default=0)
+        return tuple((position, None) for position in range(longest))
+    if isinstance(sweep.positions, str):
+        return ((None, sweep.positions),)
+    return tuple((None, role) for role in sweep.positions)

@@ -1,0 +1,268 @@
+"""One set of pairs under one corruption: baselines, exclusions, chunks of cells, noise floor and parity check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engramscope.corruptions._base import Corruption
+from engramscope.errors import PairsError
+from engramscope.locate.cells import Cell
+from engramscope.locate.cuts import CutFinder, changed_positions, patched_positions
+from engramscope.locate.means import reference_means
+from engramscope.locate.prepare import Prepared, prepare
+from engramscope.locate.rows import rows_of
+from engramscope.locate.runs import Means
+from engramscope.locate.scoring import Scorer
+from engramscope.locate.sweep import Baseline, baselines, run_cells
+from engramscope.models.model import Model
+from engramscope.pairs.pair import PairSet
+
+#: cells that share one pass over the base runs, and pairs of a chunk: also the grain of resuming
+CELLS_PER_CHUNK = 64
+PAIRS_PER_CHUNK = 64
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a sweep that is computed, and stored, in one piece.
+
+    Attributes:
+        id: unique and stable within a study.
+        cells: its cells.
+        pairs: indices of its pairs.
+    """
+
+    id: str
+    cells: tuple[Cell, ...]
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Cells of a study, drawn at random and recomputed one run at a time with the reference executor.
+
+    Attributes:
+        checked: how many (cell, pair, draw) were recomputed.
+        max_abs_diff: largest difference in any metric.
+        tolerance: what is allowed.
+    """
+
+    checked: int
+    max_abs_diff: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two agree."""
+        return self.max_abs_diff <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that is fixed before the first cell is patched.
+
+    Attributes:
+        model: the model.
+        corruption: how the corrupted runs are made.
+        prepared: all pairs.
+        base: metrics of the unpatched runs, by pair index.
+        used: indices of the pairs that enter the sweeps, and with them the tests.
+        excluded: (pair id, reason) of pairs that do not enter pooled recovery: their clean–corrupted gap is tiny or of
+            the wrong sign, or they cannot be run at all. The former stay in the tests: leaving them out there would
+            be a selection by the outcome, and makes a model that knows nothing look as if it did.
+        scorer: the metrics.
+        seed: seed of every random choice.
+    """
+
+    model: Model
+    corruption: Corruption
+    corruption_name: str
+    prepared: tuple[Prepared, ...]
+    base: Mapping[int, Baseline]
+    used: tuple[int, ...]
+    excluded: tuple[tuple[str, str], ...]
+    scorer: Scorer
+    seed: int
+    _cuts: CutFinder = field(init=False, repr=False, compare=False)
+    # means of the cells asked for last: the chunks of one block of cells follow each other
+    _means: dict[tuple[Cell, ...], Means] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy))
+
+    def means(self, cells: tuple[Cell, ...]) -> Means:
+        """Reference means for mean ablation of these cells."""
+        if cells not in self._means:
+            self._means.clear()
+            self._means[cells] = reference_means(self.model, cells, self.prepared)
+        return self._means[cells]
+
+    def is_cut(self, pair: Prepared, cell: Cell, metric: str) -> bool:
+        """Whether the cell severs every path from what was changed to what the metric reads, in this pair."""
+        if pair.ablations:
+            return False
+        changed = changed_positions(pair.tokens, cell.direction, pair.noised)
+        target = pair.tokens.corrupted if cell.direction == "denoise" else pair.tokens.clean
+        longest = 1
+        if self.scorer.metrics[metric].scores == "whole_answer":
+            longest = max(len(answer) for answer in pair.tokens.correct)
+        readout = tuple(range(len(target) - 1, len(target) - 1 + longest))
+        return self._cuts.is_cut(cell, pair.tokens, changed, patched_positions(cell, pair.tokens), readout)
+
+    def run(self, chunk: Chunk, study: str = "") -> dict[str, list[Any]]:
+        """Patch and score one chunk; columns of the effects table."""
+        pairs = [self.prepared[index] for index in chunk.pairs]
+        means = self.means(chunk.cells)
+        outcomes = run_cells(self.model, chunk.cells, pairs, self.scorer, self.prepared, means)
+        return rows_of(
+            outcomes,
+            {pair.index: pair for pair in pairs},
+            self.base,
+            self.scorer.names,
+            self.is_cut,
+            study=study,
+            corruption=self.corruption_name,
+        )
+
+    def chunks(self, cells: Sequence[Cell], prefix: str) -> list[Chunk]:
+        """The sweep in pieces; cells without a position in a short prompt are left out of it."""
+        chunks = []
+        for start in range(0, len(cells), CELLS_PER_CHUNK):
+            for first in range(0, len(self.used), PAIRS_PER_CHUNK):
+                part = tuple(cells[start : start + CELLS_PER_CHUNK])
+                chunks.append(
+                    Chunk(f"{prefix}-{start:06d}-{first:06d}", part, self.used[first : first + PAIRS_PER_CHUNK])
+                )
+        return chunks
+
+
+def set_up(
+    model: Model,
+    pairs: PairSet,
+    corruption: Corruption | str,
+    corruption_name: str,
+    metrics: Sequence[str],
+    *,
+    seed: int = 0,
+    min_gap: float = 0.0,
+    progress: Progress | None = None,
+) -> Experiment:
+    """Prepare the pairs, run them unpatched, and name those whose clean–corrupted gap says nothing.
+
+    A pair is excluded from recovery when its gap in the first metric, counted so that clean should be better than
+    corrupted, is not larger than `min_gap` (averaged over draws); it is not run at all when an unpatched value is not
+    finite or an ablation has nothing to put in place.
+
+    Raises:
+        PairsError: faults of pairs, or no pair is left.
+    """
+    prepared, how = prepare(model, pairs, corruption, seed)
+    scorer = Scorer(tuple(metrics))
+    base: dict[int, Baseline] = {}
+    for first in range(0, len(prepared), PAIRS_PER_CHUNK):
+        part = prepared[first : first + PAIRS_PER_CHUNK]
+        base.update({line.pair: line for line in baselines(model, part, scorer)})
+        if progress:
+            progress("baselines", len(base), len(prepared))
+    unrunnable = {pair.index: reason for pair in prepared if (reason := _why_not_run(pair, base[pair.index]))}
+    if len(unrunnable) == len(prepared):
+        raise PairsError(_nothing_left(prepared, unrunnable))
+    no_gap = {
+        pair.index: reason
+        for pair in prepared
+        if pair.index not in unrunnable and (reason := _why_not_pooled(pair, base[pair.index], scorer, min_gap))
+    }
+    used = tuple(pair.index for pair in prepared if pair.index not in unrunnable)
+    reasons = {**unrunnable, **no_gap}
+    excluded = tuple((prepared[index].id, reasons[index]) for index in sorted(reasons))
+    return Experiment(model, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed)
+
+
+def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> dict[str, float]:
+    """Largest absolute effect, per metric, of patching runs with their own values: numerical noise, ideally 0.
+
+    `count` (cell, pair) are drawn at random. The base value was computed in another batch than the patched one, so what
+    batching does to the last digits is part of the floor.
+    """
+    floor = dict.fromkeys(experiment.scorer.names, 0.0)
+    for cell, pair in _sample(experiment, cells, count, "floor"):
+        if pair.ablations:
+            continue
+        for outcome in run_cells(
+            experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, self_patch=True
+        ):
+            if outcome.status != "ok":
+                continue
+            base = experiment.base[pair.index]
+            unpatched = base.corrupted[outcome.seed] if cell.direction == "denoise" else base.clean
+            for name, value in outcome.scores.items():
+                floor[name] = max(floor[name], abs(value - unpatched[name]))
+    return floor
+
+
+def check_parity(
+    experiment: Experiment,
+    cells: Sequence[Cell],
+    count: int,
+    found: Callable[[str, Cell, int, str], float | None],
+    tolerance: float,
+) -> Parity:
+    """Recompute random cells alone, one run per forward, and compare with what the study found.
+
+    Args:
+        experiment: the experiment.
+        cells: all cells of the study.
+        count: how many (cell, pair) to draw.
+        found: (pair id, cell, seed, metric) -> the `patched` value in the study's table.
+        tolerance: largest difference allowed.
+    """
+    worst, checked = 0.0, 0
+    for cell, pair in _sample(experiment, cells, count, "parity"):
+        means = experiment.means((cell,))
+        for outcome in run_cells(experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, means):
+            for name, value in outcome.scores.items():
+                other = found(pair.id, cell, outcome.seed, name)
+                if other is not None:
+                    worst, checked = max(worst, abs(other - value)), checked + 1
+    return Parity(checked, worst, tolerance)
+
+
+def _sample(experiment: Experiment, cells: Sequence[Cell], count: int, what: str) -> list[tuple[Cell, Prepared]]:
+    rng = np.random.default_rng([experiment.seed, *what.encode()])
+    return [
+        (cells[int(rng.integers(len(cells)))], experiment.prepared[int(rng.choice(experiment.used))])
+        for _ in range(count if cells else 0)
+    ]
+
+
+def _why_not_run(pair: Prepared, base: Baseline) -> str | None:
+    values = [*base.clean.values(), *(value for line in base.corrupted.values() for value in line.values())]
+    if not all(np.isfinite(values)):
+        return "the unpatched runs give a value that is not finite"
+    if not pair.draws and not pair.ablations:
+        return "this corruption found nothing to put in place of the pair's values"
+    return None
+
+
+def _why_not_pooled(pair: Prepared, base: Baseline, scorer: Scorer, min_gap: float) -> str | None:
+    if not pair.draws:
+        return None
+    name = scorer.names[0]
+    sign = 1.0 if scorer.metrics[name].higher_is_better else -1.0
+    corrupted = float(np.mean([line[name] for line in base.corrupted.values()]))
+    gap = sign * (base.clean[name] - corrupted)
+    if gap > min_gap:
+        return None
+    kind = "of the wrong sign" if gap <= 0 else f"below the smallest gap asked for ({min_gap:g})"
+    return f"its gap in {name} is {kind}: clean {base.clean[name]:.3g}, corrupted {corrupted:.3g}"
+
+
+def _nothing_left(prepared: Sequence[Prepared], reasons: Mapping[int, str]) -> list[str]:
+    shown = [f"Pair {prepared[index].id!r}: {reason}." for index, reason in list(reasons.items())[:5]]
+    return [f"None of the {len(prepared)} pairs can be used, so there is nothing to patch.", *shown]

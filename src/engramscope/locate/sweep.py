@@ -1,0 +1,196 @@
+"""Running the cells of a sweep over pairs, a bounded chunk at a time, and scoring them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engramscope.corruptions._base import Draw
+from engramscope.engine import reference
+from engramscope.engine.plan import BaseRun, DerivedRun, Plan, Readout
+from engramscope.locate.cells import Cell
+from engramscope.locate.prepare import Prepared, clean_run, corrupted_run
+from engramscope.locate.runs import Means, Skipped, ablation_run, swap_run
+from engramscope.locate.scoring import Continuation, Scorer, readout_positions
+from engramscope.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one cell did in one pair under one draw.
+
+    Attributes:
+        pair: index of the pair.
+        cell: the cell.
+        seed: number of the draw.
+        scores: the metrics of the patched run; empty where it was skipped.
+        status: "ok", "skipped: …" or "failed: …".
+    """
+
+    pair: int
+    cell: Cell
+    seed: int
+    scores: Mapping[str, float]
+    status: str = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The unpatched runs of one pair.
+
+    Attributes:
+        pair: index of the pair.
+        clean: metrics of the clean run.
+        corrupted: metrics of each corrupted run, by draw (empty for ablations).
+    """
+
+    pair: int
+    clean: Mapping[str, float]
+    corrupted: Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run was made for."""
+
+    pair: Prepared
+    cell: Cell | None
+    seed: int | None
+    continuation: Continuation
+
+
+def clean_logits(model: Model, pairs: Sequence[Prepared]) -> dict[int, Tensor]:
+    """Next-token logits of the clean runs after the prompt, float32 on the model's device, by pair index."""
+    runs = {clean_run(pair).id: pair for pair in pairs}
+    bases = tuple({run.id: run for run in map(clean_run, pairs)}.values())
+    readouts = tuple(Readout(base.id, (len(base.tokens) - 1,)) for base in bases)
+    kept: dict[int, Tensor] = {}
+    for answered in reference.execute(model, Plan(bases, (), readouts)):
+        for row, run in enumerate(answered.runs):
+            kept[runs[run].index] = answered.logits[row, 0].float()
+    return kept
+
+
+def baselines(model: Model, pairs: Sequence[Prepared], scorer: Scorer) -> list[Baseline]:
+    """Metrics of the clean and the corrupted runs of every pair, in their order."""
+    jobs: dict[str, Job] = {}
+    bases: dict[str, BaseRun] = {}
+    for pair in pairs:
+        for continuation in scorer.continuations(pair):
+            clean = clean_run(pair, continuation)
+            bases[clean.id], jobs[clean.id] = clean, Job(pair, None, None, continuation)
+            for draw in pair.draws:
+                corrupted = corrupted_run(pair, draw, continuation)
+                bases[corrupted.id], jobs[corrupted.id] = corrupted, Job(pair, None, draw.seed, continuation)
+    scores = _execute(model, list(bases.values()), [], jobs, scorer)
+    return [
+        Baseline(
+            pair.index,
+            scores[pair.index, None, None],
+            {draw.seed: scores[pair.index, None, draw.seed] for draw in pair.draws},
+        )
+        for pair in pairs
+    ]
+
+
+def run_cells(
+    model: Model,
+    cells: Sequence[Cell],
+    pairs: Sequence[Prepared],
+    scorer: Scorer,
+    everyone: Sequence[Prepared],
+    means: Means | None = None,
+    self_patch: bool = False,
+) -> list[Outcome]:
+    """Patch every cell in every pair and score it.
+
+    Args:
+        model: the model.
+        cells: what to patch.
+        pairs: in which pairs.
+        scorer: the metrics.
+        everyone: all prepared pairs, for donors.
+        means: reference means, for mean ablation.
+        self_patch: patch every run with its own values: the noise floor.
+
+    Returns:
+        Outcomes in the order pairs, cells, draws.
+    """
+    jobs: dict[str, Job] = {}
+    bases: dict[str, BaseRun] = {}
+    derived: list[DerivedRun] = []
+    skipped: dict[tuple[int, Cell, int], str] = {}
+    keys: list[tuple[int, Cell, int]] = []
+    for pair in pairs:
+        for cell in cells:
+            if cell.position is not None and cell.position >= len(pair.tokens.clean):
+                continue  # a shorter prompt has no such cell: no row, rather than a skipped one
+            for number, draw in enumerate(_draws(pair)):
+                key = (pair.index, cell, draw.seed)
+                keys.append(key)
+                for continuation in scorer.continuations(pair):
+                    run_id = f"{len(jobs)}"
+                    made = (
+                        ablation_run(cell, pair, number, everyone, means or {}, continuation, run_id)
+                        if pair.ablations
+                        else swap_run(cell, pair, draw, continuation, run_id, self_patch)
+                    )
+                    if isinstance(made, Skipped):
+                        skipped[key] = made.reason
+                        continue
+                    bases.update({base.id: base for base in made.bases})
+                    derived.append(made.run)
+                    jobs[made.run.id] = Job(pair, cell, draw.seed, continuation)
+    scores = _execute(model, list(bases.values()), derived, jobs, scorer)
+    return [_outcome(key, scores, skipped) for key in keys]
+
+
+def _draws(pair: Prepared) -> tuple[Draw, ...]:
+    """The draws of a pair; ablations count theirs the same way."""
+    return pair.draws or tuple(Draw(number) for number in range(len(pair.ablations)))
+
+
+def _outcome(
+    key: tuple[int, Cell, int],
+    scores: Mapping[tuple[int, Cell | None, int | None], Mapping[str, float]],
+    skipped: Mapping[tuple[int, Cell, int], str],
+) -> Outcome:
+    pair, cell, seed = key
+    if key in skipped:
+        return Outcome(pair, cell, seed, {}, f"skipped: {skipped[key]}")
+    bad = [name for name, value in scores[key].items() if value != value]
+    status = f"failed: {', '.join(bad)} is not a number" if bad else "ok"
+    return Outcome(pair, cell, seed, scores[key], status)
+
+
+def _execute(
+    model: Model, bases: Sequence[BaseRun], derived: Sequence[DerivedRun], jobs: Mapping[str, Job], scorer: Scorer
+) -> dict[tuple[int, Cell | None, int | None], dict[str, float]]:
+    """Run a plan and score every run that has a job."""
+    readouts = tuple(
+        Readout(run.id, readout_positions(len(tokens) - len(jobs[run.id].continuation), jobs[run.id].continuation))
+        for run, tokens in _with_tokens(bases, derived)
+        if run.id in jobs
+    )
+    distinct = {job.pair.index: job.pair for job in jobs.values()}
+    clean = clean_logits(model, list(distinct.values())) if scorer.needs_clean else {}
+    partial: dict[tuple[int, Cell | None, int | None], dict[str, float]] = defaultdict(dict)
+    for answered in reference.execute(model, Plan(tuple(bases), tuple(derived), readouts)):
+        asked = [jobs[run] for run in answered.runs]
+        scored = scorer.score(answered.logits, [(job.pair, job.continuation) for job in asked], clean)
+        for job, scores in zip(asked, scored, strict=True):
+            partial[job.pair.index, job.cell, job.seed].update(scores)
+    return {key: scorer.combined(scores) for key, scores in partial.items()}
+
+
+def _with_tokens(
+    bases: Sequence[BaseRun], derived: Sequence[DerivedRun]
+) -> Iterator[tuple[BaseRun | DerivedRun, tuple[int, ...]]]:
+    tokens = {base.id: base.tokens for base in bases}
+    for base in bases:
+        yield base, base.tokens
+    for run in derived:
+        yield run, tokens[run.base]

@@ -1,0 +1,1 @@
+"""Load a causal language model, name its parts, and give access to its sites."""

@@ -1,0 +1,99 @@
+"""Attention weights through the attention interface of transformers."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+#: the name under which our attention function is registered with transformers
+NAME = "engramscope"
+#: attribute of an attention module that holds its functions, for the time of `pattern_hooks` only
+_SLOT = "_engramscope_pattern"
+
+PatternTap = Callable[[Tensor], Tensor | None]
+
+
+@contextmanager
+def pattern_hooks(hf: nn.Module, hooks: Sequence[tuple[nn.Module, PatternTap]]) -> Iterator[None]:
+    """Call functions on the post-softmax weights [batch, n_heads, query, key] of attention modules.
+
+    All attention of `hf` goes through our function for the time of the context: the model class's own eager attention,
+    then the functions; where one of them returns new weights, `weights @ values` is computed again.
+
+    Args:
+        hf: the model.
+        hooks: an attention module that uses the attention interface, and what to do with its weights.
+    """
+    _register()
+    by_module: dict[nn.Module, list[PatternTap]] = defaultdict(list)
+    for module, fn in hooks:
+        by_module[module].append(fn)
+    configs = [(config, config._attn_implementation_internal) for config in attention_configs(hf)]
+    try:
+        for config, _ in configs:
+            # the plain attribute: the property's setter would reach into sub-configurations
+            config._attn_implementation_internal = NAME
+        for module, fns in by_module.items():
+            module.__dict__[_SLOT] = fns
+        yield
+    finally:
+        for module in by_module:
+            module.__dict__.pop(_SLOT, None)
+        for config, before in configs:
+            config._attn_implementation_internal = before
+
+
+def attention_configs(hf: nn.Module) -> list[Any]:
+    """Every distinct configuration object that a module of `hf` reads its attention implementation from."""
+    found: dict[int, Any] = {}
+    for module in hf.modules():
+        config = module.__dict__.get("config")
+        if hasattr(config, "_attn_implementation_internal"):
+            found[id(config)] = config
+    return list(found.values())
+
+
+def eager_attention_of(module: nn.Module) -> Callable[..., Any] | None:
+    """The eager attention function of the module's own architecture; None where it has none."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    return None
+
+
+def repeat_heads(values: Tensor, n_heads: int) -> Tensor:
+    """Values [batch, n_kv_heads, seq, d_head] for each query head: [batch, n_heads, seq, d_head]."""
+    return values.repeat_interleave(n_heads // values.shape[1], dim=1)
+
+
+def _register() -> None:
+    # on first use, not on import; no model is changed by a name that none of them asks for
+    if NAME not in AttentionInterface._global_mapping:
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`softmax(...) v` of the module's own architecture, with the functions of `pattern_hooks` in between."""
+    eager = eager_attention_of(module)
+    if eager is None:
+        raise RuntimeError(f"{type(module).__name__} has no eager attention function to compute the weights with.")
+    output, weights = eager(module, query, key, value, attention_mask, *args, **kwargs)
+    replaced = False
+    for fn in module.__dict__.get(_SLOT, ()):
+        new = fn(weights)
+        if new is not None:
+            weights, replaced = new, True
+    if replaced:
+        output = (weights @ repeat_heads(value, weights.shape[1])).transpose(1, 2).contiguous()
+    return output, weights

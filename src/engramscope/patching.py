@@ -1,0 +1,164 @@
+"""`patch`: one sweep from Python, without a study file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import xarray as xr
+
+from engramscope.locate.cells import cells_of
+from engramscope.locate.experiment import Experiment, Progress, noise_floor, set_up
+from engramscope.models import Model
+from engramscope.pairs.pair import PairSet
+from engramscope.results.frames import to_xarray
+from engramscope.results.summary import cell_label, summarise_effects
+from engramscope.study_file import parse_study
+from engramscope.study_inputs import check_against_model, inputs_of
+from engramscope.study_steps import clusters_of
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """Effects and statistics of one sweep.
+
+    Attributes:
+        effects: one row per (pair, cell, metric, draw); columns as in `effects.parquet`.
+        summary: one row per cell and metric; columns as in `summary.csv`.
+        excluded: (pair id, reason) of pairs that do not enter recovery.
+        noise_floor: metric -> largest absolute effect of patching runs with their own values.
+    """
+
+    effects: pd.DataFrame
+    summary: pd.DataFrame
+    excluded: tuple[tuple[str, str], ...]
+    noise_floor: Mapping[str, float]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The effects table."""
+        return self.effects
+
+    def to_xarray(self) -> xr.Dataset:
+        """The effects as labelled arrays over pairs, layers, heads and positions, as they apply."""
+        return to_xarray(self.effects)
+
+    def top(self, count: int = 10, metric: str | None = None) -> pd.DataFrame:
+        """The cells with the largest estimates among those that are no cut, strongest first."""
+        table = self.summary[~self.summary["cut"].astype(bool)]
+        table = table[table["metric"] == (metric or self.summary["metric"].iloc[0])]
+        order = table["estimate"].abs().sort_values(ascending=False).index[:count]
+        shown = table.loc[order, ["estimate", "low", "high", "p_adjusted", "n", "detected", "direction"]]
+        return shown.assign(cell=[cell_label(row) for row in table.loc[order].to_dict("records")]).set_index("cell")
+
+    def __repr__(self) -> str:
+        cells, found = len(self.summary), int(self.summary["detected"].sum())
+        left_out = f", {len(self.excluded)} pairs left out of recovery" if self.excluded else ""
+        head = f"PatchResult: {cells} cells and metrics, {found} detected{left_out}; strongest:"
+        return f"{head}\n{self.top(5).to_string(float_format=lambda value: f'{value:.3g}')}"
+
+    def _repr_html_(self) -> str:
+        found = int(self.summary["detected"].sum())
+        table = self.top(10).to_html(float_format=lambda value: f"{value:.3g}", border=0)
+        return f"<p>PatchResult: {len(self.summary)} cells and metrics, {found} detected; strongest:</p>{table}"
+
+
+def patch(
+    model: Model,
+    pairs: PairSet,
+    site: str,
+    *,
+    layers: Literal["each"] | Sequence[int] = "each",
+    heads: Literal["each", "all"] | Sequence[int] = "all",
+    positions: Literal["each", "all", "last"] | Sequence[str] = "all",
+    window: int = 1,
+    direction: Literal["denoise", "noise", "both"] = "denoise",
+    corruption: str = "str",
+    options: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = ("logit_diff",),
+    cluster: str = "group",
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PatchResult:
+    """Patch every cell of one sweep in every pair, and test the effects.
+
+    `effect = metric(patched) - metric(run that was patched)`; `recovery = (patched - corrupted) / (clean - corrupted)`,
+    0 as corrupted, 1 as clean; estimates over pairs are ratios of means.
+
+    Args:
+        model: from `load_model`, or `Model.from_parts` for one that is in memory.
+        pairs: the pairs.
+        site: a site (`resid_post`, `z`, …) or a module path (`transformer.h.0.mlp.c_fc`, with `{layer}` for a number).
+        layers: "each" or a list of layers, a cell each.
+        heads: "each", "all" (jointly) or a list, a cell each; for sites with heads.
+        positions: "each" token, "all" jointly, "last", or roles and spans by name.
+        window: adjacent layers patched jointly.
+        direction: "denoise" puts clean values into the corrupted run, "noise" the reverse.
+        corruption: how the corrupted run is made, a name from `engramscope tasks`.
+        options: of the corruption.
+        metrics: names; the first decides which pairs have a gap.
+        cluster: what makes pairs dependent: "group", "pair" or the name of a label.
+        confidence: of the intervals, and one minus the family-wise error of `detected`.
+        resamples: of bootstrap and permutation.
+        seed: of everything random.
+        progress: called with (what, done, total).
+
+    Raises:
+        InputError: every fault of the arguments and the pairs at once.
+    """
+    sweep: dict[str, Any] = {
+        "name": site,
+        "site": site,
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "heads": heads if isinstance(heads, str) else list(heads),
+        "positions": positions if isinstance(positions, str) else list(positions),
+        "window": window,
+        "direction": direction,
+    }
+    study = parse_study(
+        {
+            "schema": 1,
+            "name": "patch",
+            "seed": seed,
+            "model": {"name": model.name or "model"},
+            "pairs": {"task": "given"},
+            "corruption": {"method": corruption, **(options or {})},
+            "sweep": [sweep],
+            "metrics": {"names": list(metrics)},
+            "stats": {"confidence": confidence, "resamples": resamples, "cluster": cluster},
+        },
+        "patch()",
+    )
+    inputs = inputs_of(study, "", Path(), pairs)
+    experiment = set_up(model, pairs, inputs.corruption, corruption, study.metrics.names, seed=seed, progress=progress)
+    tokens = [prepared.tokens for prepared in experiment.prepared]
+    check_against_model(inputs, tokens, model.anatomy)
+    cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]
+    effects = _run(experiment, cells, progress)
+    floor = noise_floor(experiment, cells, 8)
+    unpooled = {pair for pair, _ in experiment.excluded}
+    summary = summarise_effects(
+        effects,
+        clusters_of(experiment, cluster),
+        pooled={prepared.id for prepared in experiment.prepared} - unpooled,
+        floor=floor,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    return PatchResult(effects, summary, experiment.excluded, floor)
+
+
+def _run(experiment: Experiment, cells: Sequence[Any], progress: Progress | None) -> pd.DataFrame:
+    parts = []
+    chunks = experiment.chunks(cells, "patch")
+    for number, chunk in enumerate(chunks):
+        parts.append(pd.DataFrame(experiment.run(chunk, "patch")))
+        if progress:
+            progress("patching", number + 1, len(chunks))
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return table.astype({"layer": "Int64", "head": "Int64", "position": "Int64"})

@@ -1,0 +1,272 @@
+"""Findings as sentences: what this study supports, in numbers, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from engramscope.report.load import Study, records, section
+from engramscope.report.words import (
+    amount,
+    cell_name,
+    cell_words,
+    counted,
+    interval,
+    joined,
+    metric_words,
+    missing,
+    number,
+    p_value,
+    percent,
+)
+
+#: sites through which much or all of the computation runs: their recovery is high wherever information passes
+_STREAM = frozenset({"resid_pre", "resid_mid", "resid_post", "embed", "final_norm", "logits"})
+_CORRUPTIONS: Mapping[str, str] = {
+    "str": "other tokens in the prompt",
+    "gaussian": "Gaussian noise on the token embeddings",
+    "answer": "the wrong answer appended in place of the correct one",
+    "zero": "the value set to zero (an ablation)",
+    "mean": "the value set to its mean (an ablation)",
+    "resample": "the value taken from another prompt (an ablation)",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a study.
+
+    Attributes:
+        warning: what undermines the claim and so comes first; empty where nothing does.
+        lead: two or three sentences: peak, number detected, contrast.
+        aside: what is a cut and therefore no finding; empty where there is none.
+    """
+
+    warning: str
+    lead: tuple[str, ...]
+    aside: str
+
+
+def answer(study: Study) -> Answer:
+    """The answer in plain sentences, from the findings of the manifest and the summary."""
+    lead = [_peak_sentence(study), _count_sentence(study), _contrast_sentence(study)]
+    return Answer(_warning(study), tuple(sentence for sentence in lead if sentence), _cut_sentence(study))
+
+
+def question(study: Study) -> str:
+    """What was asked, in one line: model, pairs, corruption, sweeps."""
+    resolved = section(study.manifest, "study")
+    model = section(study.manifest, "model").get("name") or section(resolved, "model").get("name") or "the model"
+    source = section(resolved, "pairs")
+    origin = source.get("task") or source.get("file")
+    used = len(study.used)
+    corruption = section(study.manifest, "corruption").get("method") or section(resolved, "corruption").get("method")
+    how = _CORRUPTIONS.get(str(corruption), str(corruption)) if corruption else "as given"
+    pairs = counted(used, "pair") + (f" of {origin}" if origin else "")
+    sweeps = joined([_sweep_words(study.summary, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
+    return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {sweeps or 'nothing'}."
+
+
+def _sweep_words(summary: pd.DataFrame, sweep: str) -> str:
+    rows = summary.loc[(summary["sweep"] == sweep).to_numpy()]
+    site = str(rows["site"].iloc[0])
+    axes = [name for name in ("layer", "head", "position") if rows[name].nunique() > 1]
+    if "position" not in axes and rows["position_role"].nunique() > 1:
+        axes.append("role")
+    return f"{site} by {' × '.join(axes)}" if axes else site
+
+
+def _warning(study: Study) -> str:
+    manifest, parts = study.manifest, []
+    if manifest.get("status", "complete") != "complete":
+        parts.append(f"This study is {manifest.get('status')}, not complete; what follows is provisional.")
+    failed = [str(check.get("name")) for check in records(manifest, "self_checks") if check.get("passed") is False]
+    if failed:
+        parts.append(f"The self-check {joined(failed)} failed, so no number below can be trusted.")
+    if (parity := parity_failed(study)) is not None:
+        parts.append(parity)
+    for severity, noun in (("error", "error"), ("warning", "warning")):
+        found = [item for item in records(manifest, "audit") if item.get("severity") == severity]
+        if found:
+            titles = joined([str(item.get("title") or item.get("check")) for item in found], 3)
+            tail = (
+                "the claim below is not supported as it stands"
+                if severity == "error"
+                else "read what follows with it in mind"
+            )
+            parts.append(f"The audit found {counted(len(found), noun)} ({titles}); {tail}.")
+    return " ".join(parts)
+
+
+def parity_failed(study: Study) -> str | None:
+    """A sentence where the recomputation with the reference executor disagrees, else None."""
+    parity = section(study.manifest, "parity")
+    difference, tolerance = parity.get("max_abs_diff"), parity.get("tolerance")
+    if missing(difference) or missing(tolerance) or float(difference) <= float(tolerance):  # type: ignore[arg-type]
+        return None
+    return (
+        f"The recomputed cells differ from the stored ones by {number(difference)} (tolerance {number(tolerance)}), "
+        "so no number below can be trusted."
+    )
+
+
+def _headline(study: Study) -> Mapping[str, Any] | None:
+    """The peak that the text speaks of: first metric, denoising before noising, components before the stream."""
+    metric = study.metrics[0] if study.metrics else ""
+    peaks = [peak for peak in records(study.findings, "peaks") if peak.get("metric", metric) == metric]
+    peaks = [peak for peak in peaks if not missing(peak.get("estimate")) and not _is_cut(study, peak)]
+
+    def rank(peak: Mapping[str, Any]) -> tuple[bool, bool, float]:
+        site = str(_cell_of(peak).get("site"))
+        lost = peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery"
+        size = abs(float(peak["estimate"]) - (1.0 if lost else 0.0))
+        return (peak.get("direction") == "noise", site in _STREAM, -size)
+
+    return min(peaks, key=rank, default=None)
+
+
+def _cell_of(peak: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**peak, **section(peak, "cell")}
+
+
+def _is_cut(study: Study, peak: Mapping[str, Any]) -> bool:
+    rows = study.summary
+    mask = (rows["metric"] == peak.get("metric")) & rows["cut"]
+    for name, value in _cell_of(peak).items():
+        if name in ("sweep", "direction", "site", "layer", "head", "position", "position_role"):
+            mask &= rows[name].isna() if missing(value) else rows[name].eq(value).fillna(False).astype(bool)
+    return bool(mask.any())
+
+
+def confirmed(peak: Mapping[str, Any], confidence: float) -> bool:
+    """Whether the other half of the pairs confirms a peak: interval without the value of no effect, p small enough."""
+    low, high, p = peak.get("low"), peak.get("high"), peak.get("p_adjusted", peak.get("p"))
+    if missing(low) or missing(high):
+        return False
+    nothing = 1.0 if peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery" else 0.0
+    outside = not float(low) <= nothing <= float(high)  # type: ignore[arg-type]
+    return outside and not missing(p) and float(p) <= 1.0 - confidence + 1e-12  # type: ignore[arg-type]
+
+
+def _peak_sentence(study: Study) -> str:
+    peak = _headline(study)
+    if peak is None:
+        return "" if len(_tested(study)) else "No cell could be tested, so there is nothing to report."
+    cell, metric = _cell_of(peak), str(peak.get("metric", ""))
+    direction, kind = str(peak.get("direction", "denoise")), str(peak.get("estimate_kind", "recovery"))
+    size = amount(peak["estimate"], kind, metric, direction)
+    level = percent(study.confidence)
+    sure = f"{level} interval {interval(peak.get('low'), peak.get('high'), kind, direction)}, {_p(peak)}"
+    n = "" if missing(peak.get("n")) else counted(int(peak["n"]), "pair")
+    clusters = "" if missing(peak.get("n_clusters")) else f" in {counted(int(peak['n_clusters']), 'group')}"
+    numbers = f"{sure}{f'; {n}{clusters}' if n else ''}"
+    halves = " on pairs that were not used to choose it" if peak.get("selection_estimate") is not None else ""
+    where = cell_words(cell)
+    if not confirmed(peak, study.confidence):
+        return (
+            f"No single component stands out: the largest estimate, {where}, is {size} of {metric_words(metric)}{halves} "
+            f"({numbers}) and is not distinguishable from no effect."
+            if kind != "recovery"
+            else f"No single component stands out: the largest estimate, {where}, {_verb(kind, direction)} {size} of the "
+            f"clean–corrupted gap in {metric_words(metric)}{halves} ({numbers}), which is not distinguishable from none."
+        )
+    of = (
+        f" of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else f" ({metric_words(metric)})"
+    )
+    return f"Patching {where} {_verb(kind, direction)} {size}{of}{halves} ({numbers})."
+
+
+def _verb(kind: str, direction: str) -> str:
+    if kind == "recovery":
+        return "destroys" if direction == "noise" else "recovers"
+    return "changes the metric by"
+
+
+def _p(peak: Mapping[str, Any]) -> str:
+    adjusted = peak.get("p_adjusted")
+    return p_value(peak.get("p")) if missing(adjusted) else p_value(adjusted, "corrected p")
+
+
+def _tested(study: Study) -> pd.DataFrame:
+    rows = study.summary
+    metric = study.metrics[0] if study.metrics else ""
+    return rows.loc[((rows["metric"] == metric) & ~rows["cut"]).to_numpy()]
+
+
+def _count_sentence(study: Study) -> str:
+    rows = _tested(study)
+    if not len(rows):
+        return ""
+    found = int(rows["detected"].sum())
+    level = percent(1.0 - study.confidence)
+    if not found:
+        smallest = p_value(rows["p_adjusted"].min(), "smallest adjusted p")
+        return (
+            f"Nothing is detected: of {counted(len(rows), 'cell')} none differs from no effect after correction for "
+            f"multiple comparisons ({smallest}, level {level})."
+        )
+    by_sweep = rows.groupby(["sweep", "direction"], sort=False)["detected"].agg(["sum", "size"])
+    several = len({direction for _, direction in by_sweep.index}) > 1
+    parts = [
+        f"{int(total)} of {int(size)} in {sweep}{f' ({direction})' if several else ''}"
+        for (sweep, direction), total, size in zip(by_sweep.index, by_sweep["sum"], by_sweep["size"], strict=True)
+    ]
+    return (
+        f"{found} of {counted(len(rows), 'cell')} {'is' if found == 1 else 'are'} detected after correction for multiple "
+        f"comparisons within each sweep (level {level}): {joined(parts, 6)}."
+    )
+
+
+def _contrast_sentence(study: Study) -> str:
+    contrast = section(study.findings, "contrast")
+    row = main_contrast(study)
+    groups = [str(group) for group in contrast.get("groups", [])]
+    if row is None or len(groups) < 2:
+        return ""
+    values = list(row.get("values") or [None, None])
+    first, second = f"{groups[0]} pairs", f"{groups[1]} pairs"
+    numbers = (
+        f"difference {number(row.get('difference'))}, {percent(study.confidence)} interval {number(row.get('low'))} to "
+        f"{number(row.get('high'))}" + ("" if missing(row.get("p")) else f", {p_value(row.get('p'))}")
+    )
+    statistic, where = str(row.get("statistic", "the statistic")), f"sweep {row.get('sweep')}"
+    pair = f"{number(values[0])} for {first} and {number(values[1])} for {second} ({where}; {numbers})"
+    if not differs(row):
+        return f"The two kinds do not differ clearly: the {statistic} is {pair}."
+    return f"In this data the two kinds differ: the {statistic} is {pair}."
+
+
+def main_contrast(study: Study) -> Mapping[str, Any] | None:
+    """The row of the contrast that the text speaks of: first metric, the effective number of layers if it is there."""
+    rows = records(section(study.findings, "contrast"), "rows")
+    metric = study.metrics[0] if study.metrics else ""
+    mine = [row for row in rows if row.get("metric", metric) == metric] or rows
+    chosen = [row for row in mine if str(row.get("statistic", "")).startswith("effective number")] or mine
+    return chosen[0] if chosen else None
+
+
+def differs(row: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference leaves out 0."""
+    low, high = row.get("low"), row.get("high")
+    return not (missing(low) or missing(high)) and not float(low) <= 0.0 <= float(high)  # type: ignore[arg-type]
+
+
+def _cut_sentence(study: Study) -> str:
+    rows = study.summary
+    metric = study.metrics[0] if study.metrics else ""
+    cuts = rows.loc[((rows["metric"] == metric) & rows["cut"]).to_numpy()]
+    if not len(cuts):
+        return ""
+    example = cuts.iloc[-1].to_dict()
+    kind, direction = str(example["estimate_kind"]), str(example["direction"])
+    size = "" if missing(example["estimate"]) else f" ({amount(example['estimate'], kind, metric, direction)})"
+    reason = "every path from what was changed to the answer runs through it, so no other value was possible"
+    if len(cuts) == 1:
+        return f"Not a finding: the value at {cell_name(example)}{size} holds by construction; {reason}."
+    return (
+        f"Not findings: {counted(len(cuts), 'cell')}, such as {cell_name(example)}{size}, hold by construction; {reason}. "
+        "They are hatched in the figures and kept out of rankings and tests."
+    )

@@ -1,0 +1,283 @@
+"""The tables of the page, as lists of plain values; the template writes and escapes them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from engramscope.report.load import Study, records, section, strings
+from engramscope.report.words import (
+    METRIC_UNITS,
+    NARROW_SPACE,
+    amount,
+    bare_p,
+    cell_name,
+    counted,
+    interval,
+    metric_words,
+    missing,
+    number,
+    percent,
+    seconds,
+    token_text,
+)
+
+TOP = 15
+#: pairs that stand in the page; the rest is in pairs.parquet
+MAX_PAIRS = 2_000
+_SEVERITIES = ("error", "warning", "note", "ok")
+_SEVERITY_OF = {"info": "note", "passed": "ok", "pass": "ok", "fail": "error", "failed": "error", "warn": "warning"}
+
+
+def audit_items(study: Study) -> list[dict[str, Any]]:
+    """The findings of the audit, the gravest first."""
+    out = []
+    for item in records(study.manifest, "audit"):
+        severity = str(item.get("severity", "note")).lower()
+        severity = _SEVERITY_OF.get(severity, severity if severity in _SEVERITIES else "note")
+        out.append(
+            {
+                "severity": severity,
+                "title": str(item.get("title") or item.get("check") or "Finding"),
+                "message": str(item.get("message") or ""),
+                "items": [str(entry) for entry in item.get("items") or []],
+            }
+        )
+    return sorted(out, key=lambda item: _SEVERITIES.index(item["severity"]))
+
+
+def top_components(study: Study) -> list[dict[str, Any]]:
+    """The cells with the largest estimates that are no cuts, first metric; the second metric stands beside."""
+    rows = study.summary
+    if not study.metrics:
+        return []
+    first = rows.loc[((rows["metric"] == study.metrics[0]) & ~rows["cut"] & rows["shown"].notna()).to_numpy()]
+    order = first["shown"].abs().sort_values(ascending=False, kind="stable").index[:TOP]
+    second = _second_metric(study, first.loc[order])
+    out = []
+    for rank, (_, row) in enumerate(first.loc[order].iterrows(), start=1):
+        cell = row.to_dict()
+        kind, direction, metric = str(cell["estimate_kind"]), str(cell["direction"]), str(cell["metric"])
+        out.append(
+            {
+                "rank": rank,
+                "name": cell_name(cell),
+                "sweep": cell["sweep"],
+                "direction": direction,
+                "estimate": amount(cell["estimate"], kind, metric, direction),
+                "sort": float(cell["shown"]),
+                "interval": interval(cell["low"], cell["high"], kind, direction),
+                "p": bare_p(cell["p"]),
+                "p_adjusted": bare_p(cell["p_adjusted"]),
+                "n": "–" if missing(cell["n"]) else int(cell["n"]),
+                "detected": bool(cell["detected"]),
+                "second": second[rank - 1],
+                "note": str(cell["note"] or ""),
+            }
+        )
+    return out
+
+
+def _second_metric(study: Study, chosen: pd.DataFrame) -> list[str]:
+    if len(study.metrics) < 2:
+        return [""] * len(chosen)
+    place = ["sweep", "direction", "site", "layer", "head", "position", "position_role", "window"]
+
+    def keys(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
+        return [tuple(None if missing(v) else v for v in key) for key in rows[place].itertuples(index=False, name=None)]
+
+    rows = study.summary
+    other = rows.loc[(rows["metric"] == study.metrics[1]).to_numpy()]
+    found = dict(zip(keys(other), other.to_dict("records"), strict=True))
+    out = []
+    for key in keys(chosen):
+        row = found.get(key)
+        parts = None if row is None else (row["estimate"], row["estimate_kind"], row["metric"], row["direction"])
+        out.append("–" if parts is None else amount(parts[0], *(str(part) for part in parts[1:])))
+    return out
+
+
+def contrast_rows(study: Study) -> list[dict[str, Any]]:
+    """The comparison of two groups of pairs, a row per sweep, metric and statistic."""
+    out = []
+    for row in records(section(study.findings, "contrast"), "rows"):
+        values = [*(row.get("values") or []), None, None][:2]
+        low, high = row.get("low"), row.get("high")
+        known = not (missing(low) or missing(high))
+        out.append(
+            {
+                "sweep": row.get("sweep", ""),
+                "metric": metric_words(str(row.get("metric", ""))),
+                "direction": row.get("direction", ""),
+                "statistic": row.get("statistic", ""),
+                "values": [number(value) for value in values],
+                "difference": number(row.get("difference")),
+                "interval": f"{number(low)} to {number(high)}" if known else "no interval",
+                "p": bare_p(row.get("p")),
+                "clear": known and not float(low) <= 0.0 <= float(high),  # type: ignore[arg-type]
+            }
+        )
+    return out
+
+
+def both_directions(study: Study) -> list[dict[str, Any]]:
+    """Per sweep that was run in both directions, the 2 x 2: detected when denoising against detected when noising."""
+    rows = study.summary
+    if not study.metrics:
+        return []
+    rows = rows.loc[((rows["metric"] == study.metrics[0]) & ~rows["cut"]).to_numpy()]
+    place = ["site", "layer", "head", "position", "position_role", "window"]
+    out = []
+    for sweep in dict.fromkeys(rows["sweep"]):
+        flags: dict[str, dict[str, bool]] = {}
+        for row in rows.loc[(rows["sweep"] == sweep).to_numpy()].to_dict("records"):
+            name = cell_name({key: row[key] for key in place})
+            flags.setdefault(name, {})[str(row["direction"])] = bool(row["detected"])
+        both = {name: found for name, found in flags.items() if {"denoise", "noise"} <= set(found)}
+        if not both:
+            continue
+        groups = {
+            f"{int(denoise)}{int(noise)}": [
+                name for name, found in both.items() if found["denoise"] == denoise and found["noise"] == noise
+            ]
+            for denoise in (True, False)
+            for noise in (True, False)
+        }
+        out.append({"sweep": sweep, "cells": {key: _few(names) for key, names in groups.items()}})
+    return out
+
+
+def _few(names: list[str], most: int = 6) -> dict[str, Any]:
+    return {"count": len(names), "names": names[:most], "more": max(0, len(names) - most)}
+
+
+def pair_rows(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
+    """Metric columns and rows of the pair table; prompts as pieces of text with a mark on what was changed."""
+    frame = study.pairs.head(MAX_PAIRS)
+    metrics = [name for name in study.metrics if f"clean_{name}" in frame.columns]
+    out = []
+    for row in frame.to_dict("records"):
+        clean, corrupted = _marked(row)
+        values = [number(row.get(f"{run}_{name}")) for name in metrics for run in ("clean", "corrupted")]
+        out.append(
+            {
+                "pair": row.get("pair", ""),
+                "group": row.get("group") or "",
+                "labels": _labels(row.get("labels")),
+                "clean": clean,
+                "corrupted": corrupted,
+                "correct": " · ".join(token_text(text) for text in strings(row.get("correct"))),
+                "incorrect": " · ".join(token_text(text) for text in strings(row.get("incorrect"))),
+                "values": values,
+                "excluded": str(row.get("reason") or "excluded") if row.get("status") == "excluded" else "",
+            }
+        )
+    return metrics, out
+
+
+def _labels(value: object) -> str:
+    try:
+        found = json.loads(value) if isinstance(value, str) and value else {}
+    except json.JSONDecodeError:
+        return ""
+    return ", ".join(str(item) for item in found.values()) if isinstance(found, dict) else ""
+
+
+def _marked(row: Mapping[str, Any]) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Both prompts as (text, changed) pieces; whole prompts where the tokens do not stand side by side."""
+    clean, corrupted = strings(row.get("clean_tokens")), strings(row.get("corrupted_tokens"))
+    whole = str(row.get("clean") or ""), str(row.get("corrupted") or "")
+    sides = []
+    for tokens, other, text in ((clean, corrupted, whole[0]), (corrupted, clean, whole[1])):
+        aligned = len(tokens) == len(other) and "".join(tokens).endswith(text) and bool(text)
+        lead = len("".join(tokens)) - len(text)
+        sides.append(_pieces(tokens, other, lead) if aligned else [(text, False)])
+    return sides[0], sides[1]
+
+
+def _pieces(tokens: list[str], other: list[str], lead: int) -> list[tuple[str, bool]]:
+    out: list[tuple[str, bool]] = []
+    for token, partner in zip(tokens, other, strict=True):
+        kept, lead = token[lead:], max(0, lead - len(token))
+        changed = token != partner
+        if out and out[-1][1] == changed:
+            out[-1] = (out[-1][0] + kept, changed)
+        elif kept:
+            out.append((kept, changed))
+    return out
+
+
+def exclusions(study: Study) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str, int, int]]]:
+    """Excluded pairs by reason; skipped cells as (sweep, reason, pairs, cells)."""
+    reasons: dict[str, list[str]] = {}
+    for item in records(study.manifest, "excluded"):
+        reasons.setdefault(str(item.get("reason") or "no reason given"), []).append(str(item.get("pair", "")))
+    pairs: Counter[tuple[str, str]] = Counter()
+    cells: Counter[tuple[str, str]] = Counter()
+    for item in records(study.manifest, "skipped"):
+        key = (str(item.get("sweep", "")), str(item.get("reason", "")))
+        pairs[key] += 1
+        cells[key] += int(item.get("cells") or 0)
+    return list(reasons.items()), [(*key, pairs[key], cells[key]) for key in pairs]
+
+
+def provenance(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titled lists of names and values: model, run, versions, numbers."""
+    manifest = study.manifest
+    model = section(manifest, "model")
+    sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_mlp", "vocab")
+    timings = section(manifest, "timings_s")
+    return [
+        ("Model", [*_named(model, ("name", "source", "model_type", "revision", "weight_hash", "dtype", "device")),
+                   *((name, f"{int(model[name]):,}".replace(",", NARROW_SPACE)) for name in (*sizes, "parameters")
+                     if not missing(model.get(name)))]),
+        ("Run", [*_named(manifest, ("engramscope", "status", "started", "finished")),
+                 ("elapsed", seconds(manifest.get("elapsed_s"))),
+                 *_named(manifest, ("platform", "seed", "study_hash", "schema")),
+                 *((f"time: {name}", seconds(value)) for name, value in timings.items())]),
+        ("Versions", [(str(name), str(value)) for name, value in section(manifest, "versions").items()]),
+        ("Numbers", [*_counts(study), *((f"noise floor, {metric_words(str(name))}", _floor(str(name), value))
+                     for name, value in section(manifest, "noise_floor").items())]),
+    ]  # fmt: skip
+
+
+def _floor(metric: str, value: object) -> str:
+    return f"{number(value, 2)} {METRIC_UNITS.get(metric, '')}".strip()
+
+
+def _named(values: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(name, str(values[name])) for name in names if not missing(values.get(name))]
+
+
+def _counts(study: Study) -> list[tuple[str, str]]:
+    counts = section(study.manifest, "counts")
+    plain = [(name, counted(int(counts[name]), "").strip()) for name in ("pairs", "used", "cells", "rows")
+             if isinstance(counts.get(name), int)]  # fmt: skip
+    by_status = [(f"rows: {name}", str(value)) for name, value in section(counts, "by_status").items()]
+    return [*plain, *by_status, ("confidence", percent(study.confidence))]
+
+
+def self_checks(study: Study) -> list[dict[str, Any]]:
+    """The checks at model load, and the recomputation with the reference executor."""
+    out = [
+        {
+            "name": str(check.get("name", "")),
+            "value": number(check.get("value"), 2),
+            "tolerance": number(check.get("tolerance"), 2),
+            "passed": bool(check.get("passed", True)),
+            "detail": str(check.get("detail") or ""),
+        }
+        for check in records(study.manifest, "self_checks")
+    ]
+    parity = section(study.manifest, "parity")
+    if parity:
+        value, tolerance = parity.get("max_abs_diff"), parity.get("tolerance")
+        passed = missing(value) or missing(tolerance) or float(value) <= float(tolerance)  # type: ignore[arg-type]
+        detail = f"{parity.get('checked', 0)} cells recomputed with the reference executor"
+        out.append({"name": "parity", "value": number(value, 2), "tolerance": number(tolerance, 2), "passed": passed,
+                    "detail": detail})  # fmt: skip
+    return out

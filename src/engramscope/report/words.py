@@ -1,0 +1,250 @@
+"""Numbers and names as a reader wants to see them. Everything here returns plain text, not markup."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+NARROW_SPACE = "\u202f"
+MINUS = "\u2212"
+DASH = "\u2013"
+
+SITE_WORDS: Mapping[str, str] = {
+    "embed": "token embedding",
+    "resid_pre": "residual stream before the block",
+    "resid_mid": "residual stream between attention and MLP",
+    "resid_post": "residual stream after the block",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "z": "attention head output",
+    "pattern": "attention pattern",
+    "mlp_act": "MLP neurons",
+    "final_norm": "final norm",
+    "logits": "logits",
+}
+METRIC_WORDS: Mapping[str, str] = {
+    "logit_diff": "logit difference",
+    "mean_logit_diff": "mean logit difference",
+    "prob": "probability",
+    "log_prob": "log probability",
+    "answer_log_prob": "log probability of the whole answer",
+    "kl": "KL divergence",
+    "rank": "rank",
+}
+METRIC_UNITS: Mapping[str, str] = {
+    "logit_diff": "logits",
+    "mean_logit_diff": "logits",
+    "prob": "in probability",
+    "log_prob": "nats",
+    "answer_log_prob": "nats",
+    "kl": "nats",
+    "rank": "ranks",
+}
+_CONTROL = {"\n": "↵", "\r": "↵", "\t": "⇥", "": "∅"}
+
+
+def missing(value: object) -> bool:
+    """Whether `value` stands for nothing: None, NaN or pandas' NA."""
+    if value is None or type(value).__name__ in {"NAType", "NaTType"}:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A number with `digits` significant digits and a true minus sign; a dash for a missing one."""
+    if missing(value):
+        return DASH
+    x = float(value)  # type: ignore[arg-type]
+    if math.isinf(x):
+        return f"{MINUS if x < 0 else ''}∞"
+    if x == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(x))))
+    text = f"{x:.{places}f}" if 1e-4 <= abs(x) < 1e7 else f"{x:.{digits - 1}e}"
+    return "0" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def percent(value: object) -> str:
+    """A share as a percentage; whole numbers, one decimal below 10 %."""
+    if missing(value):
+        return DASH
+    x = 100 * float(value)  # type: ignore[arg-type]
+    if math.isinf(x):
+        return f"{number(x)}{NARROW_SPACE}%"
+    text = f"{x:.1f}" if abs(x) < 9.95 else f"{x:.0f}"
+    text = "0" if float(text) == 0 else text.removesuffix(".0")
+    return f"{text.replace('-', MINUS)}{NARROW_SPACE}%"
+
+
+def p_value(value: object, name: str = "p") -> str:
+    """`p = 0.012`, or `p < 0.0001`."""
+    if missing(value):
+        return f"no {name}"
+    x = float(value)  # type: ignore[arg-type]
+    return f"{name} < 0.0001" if x < 1e-4 else f"{name} = {bare_p(x)}"
+
+
+def bare_p(value: object) -> str:
+    """A p value on its own, for a table; a dash for a missing one."""
+    if missing(value):
+        return DASH
+    x = float(value)  # type: ignore[arg-type]
+    if x < 1e-4:
+        return "<0.0001"
+    if x > 0.995:
+        return "1"
+    return f"{x:.4f}" if x < 0.001 else (f"{x:.3f}" if x < 0.1 else f"{x:.2f}")
+
+
+def amount(value: object, kind: str, metric: str, direction: str) -> str:
+    """An estimate as text: a recovery (or, when noising, the loss) in percent, an effect with its unit."""
+    if kind == "recovery":
+        return percent(shown(value, kind, direction))
+    unit = METRIC_UNITS.get(metric, "")
+    return f"{number(value)}{NARROW_SPACE if unit else ''}{unit}"
+
+
+def interval(low: object, high: object, kind: str, direction: str) -> str:
+    """An interval as text, `51 to 71 %`; with its ends turned round where the loss is shown."""
+    if missing(low) or missing(high):
+        return "no interval"
+    ends = sorted(float(shown(end, kind, direction)) for end in (low, high))  # type: ignore[arg-type]
+    if kind == "recovery":
+        first, second = (percent(end) for end in ends)
+        return f"{first.removesuffix(f'{NARROW_SPACE}%')} to {second}"
+    return f"{number(ends[0])} to {number(ends[1])}"
+
+
+def shown(value: object, kind: str, direction: str) -> object:
+    """What figures and tables show: the estimate; for noising the *loss* `1 - recovery` (0 = nothing happened).
+
+    With it, 0 means "this place does not matter" in both directions, and a diverging colour scale has its centre right.
+    """
+    if kind == "recovery" and direction == "noise" and not missing(value):
+        return 1.0 - float(value)  # type: ignore[arg-type]
+    return None if missing(value) else value
+
+
+def quantity(kind: str, direction: str) -> str:
+    """The name of what is shown: "recovery", "loss" or "effect"."""
+    if kind == "recovery":
+        return "loss" if direction == "noise" else "recovery"
+    return kind
+
+
+def metric_words(metric: str) -> str:
+    """A metric in words: "logit difference"."""
+    return METRIC_WORDS.get(metric, metric.replace("_", " "))
+
+
+def role_words(role: object) -> str:
+    """A role of a position in words: "subject, last"; the empty text for a missing one."""
+    if missing(role):
+        return ""
+    text = str(role)
+    if text == "all":
+        return "all positions"
+    match = re.fullmatch(r"(.+)_(first|middle|last)", text)
+    return f"{match[1]}, {match[2]}" if match else text
+
+
+def cell_words(cell: Mapping[str, Any]) -> str:
+    """A cell in words: "head 5 of layer 3", "the MLP output of layer 2 at subject, last"."""
+    site, layer, head = str(cell.get("site")), cell.get("layer"), cell.get("head")
+    name = SITE_WORDS.get(site, site)
+    if not missing(head):
+        text = f"head {int(head)} of layer {int(layer)}" if not missing(layer) else f"head {int(head)}"  # type: ignore[arg-type]
+        text += "" if site == "z" else f" ({name})"
+    elif site not in SITE_WORDS:
+        text = (
+            f"the module {site}"
+            if missing(layer) or "{layer}" not in site
+            else f"the module {module_path(site, layer)}"
+        )
+    elif site == "z":
+        text = f"the attention heads of layer {int(layer)}" if not missing(layer) else "the attention heads"  # type: ignore[arg-type]
+    else:
+        text = f"the {name}" + ("" if missing(layer) else f" of layer {int(layer)}")  # type: ignore[arg-type]
+    return text + place_words(cell) + window_words(cell)
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """A short name of a cell: `L3H5`, `L2 mlp_out`, `L4 resid_post at subject, last`."""
+    site, layer, head = str(cell.get("site")), cell.get("layer"), cell.get("head")
+    if site not in SITE_WORDS:
+        text = site if missing(layer) else module_path(site, layer)
+    else:
+        number_ = ("" if missing(layer) else f"L{int(layer)}") + ("" if missing(head) else f"H{int(head)}")  # type: ignore[arg-type]
+        text = number_ if site == "z" and not missing(head) else f"{number_} {site}".strip()
+    return text + place_words(cell) + window_words(cell)
+
+
+def module_path(site: str, layer: object) -> str:
+    """The dotted path of a module with its layer filled in."""
+    return site.replace("{layer}", str(int(layer)))  # type: ignore[call-overload]
+
+
+def place_words(cell: Mapping[str, Any]) -> str:
+    """Where in the prompt a cell is, " at subject, last"; empty for all positions together."""
+    position, role = cell.get("position"), cell.get("position_role")
+    if not missing(position):
+        return f" at position {int(position)}"  # type: ignore[arg-type]
+    if missing(role) or role == "all":
+        return ""
+    return " at the last position" if role == "last" else f" at {role_words(role)}"
+
+
+def window_words(cell: Mapping[str, Any]) -> str:
+    """ " with its neighbours (window 3)" where several layers are patched together, else empty."""
+    window = cell.get("window")
+    return "" if missing(window) or int(window) <= 1 else f" (window {int(window)})"  # type: ignore[arg-type]
+
+
+def token_text(token: object) -> str:
+    """A token as it can be shown in one line: invisible characters get a sign, other controls are dropped."""
+    text = "" if missing(token) else str(token)
+    if text in _CONTROL:
+        return _CONTROL[text]
+    if text.strip(" ") == "":
+        return "␣" * len(text)
+    shown_ = "".join(_CONTROL.get(char, char) for char in text)
+    return "".join(char if unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else "·" for char in shown_).strip(" ")
+
+
+def shortened(text: str, length: int = 22) -> str:
+    """At most `length` characters; the middle is left out."""
+    if len(text) <= length:
+        return text
+    tail = length // 3
+    return f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def joined(items: list[str], most: int = 4) -> str:
+    """`a, b and c`; beyond `most` items the rest is counted."""
+    if len(items) > most:
+        items = [*items[:most], f"{len(items) - most} more"]
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """`1 pair`, `24 pairs`, `12 480 cells`."""
+    shown_ = f"{count:,}".replace(",", NARROW_SPACE)
+    return f"{shown_} {singular if count == 1 else plural or singular + 's'}"
+
+
+def seconds(value: object) -> str:
+    """A duration: `0.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if missing(value):
+        return DASH
+    total = float(value)  # type: ignore[arg-type]
+    if total < 60:
+        return f"{number(total, 2)} s"
+    minutes, rest = divmod(round(total), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,255 @@
+"""What a study found, as plain data: confirmed peaks, counts, contrasts, both directions, cuts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engramscope.results.schema import CELL
+from engramscope.results.summary import Family, cell_label, families, family_rng
+from engramscope.stats.contrast import contrast_cells, contrast_concentration
+from engramscope.stats.split import confirmed_peak, split_by_cluster
+
+#: what the measures of concentration are called where people read them
+MEASURE_NAMES = {
+    "effective_layers": "effective number of layers",
+    "centre_of_mass": "centre of mass (layer)",
+    "top_share": "share of the top layer",
+}
+
+
+def findings(
+    effects: pd.DataFrame,
+    summary: pd.DataFrame,
+    clusters: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    label: str | None,
+    pooled: frozenset[str],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that the report says in sentences.
+
+    Args:
+        effects: the effects table.
+        summary: the summary table made from it.
+        clusters: pair id -> cluster.
+        labels: pair id -> value of the label to compare by; empty where there is none.
+        label: the name of that label.
+        pooled: ids of the pairs that enter recovery.
+        confidence: of intervals.
+        resamples: of bootstrap and permutation.
+        seed: of the split and the resampling.
+
+    Returns:
+        The `findings` entry of the manifest; numbers are finite or None.
+    """
+    peaks, rows, cells = [], [], []
+    groups = tuple(sorted(set(labels.values())))
+    for family in families(effects):
+        settings = {"confidence": confidence, "resamples": resamples}
+        names = np.array([clusters.get(pair, pair) for pair in family.pairs])
+        peaks.append(_peak(family, names, labels, pooled, seed, settings))
+        if len(groups) == 2:
+            first = np.array([labels.get(pair) == groups[0] for pair in family.pairs])
+            known = np.array([pair in labels for pair in family.pairs])
+            rows += _profile_contrast(family, names, first, known, seed, settings)
+            cells += _cell_contrasts(family, names, first, known, pooled, seed, settings)
+    contrast = {"label": label, "groups": list(groups), "rows": rows, "cells": cells} if rows or cells else None
+    return _finite(
+        {
+            "peaks": [peak for peak in peaks if peak is not None],
+            "detected": _detected(summary),
+            "contrast": contrast,
+            "both_directions": _both_directions(summary),
+            "cuts": _cuts(summary),
+        }
+    )
+
+
+def _peak(
+    family: Family,
+    clusters: np.ndarray,
+    labels: Mapping[str, str],
+    pooled: frozenset[str],
+    seed: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    if family.cut.all() or len(family.cells) < 2:
+        return None
+    rng = family_rng(family, seed + 1)
+    strata = np.array([labels.get(pair, "") for pair in family.pairs])
+    split = split_by_cluster(clusters, rng, strata=strata)
+    gap = family.gap
+    inside = np.array([pair in pooled for pair in family.pairs])
+    gap = None if gap is None else np.where(inside, gap, np.nan)
+    peak = confirmed_peak(family.effect, clusters, split, rng=rng, gap=gap, cut=family.cut, **settings)
+    if peak.cell < 0:
+        return None
+    cell = family.cells.iloc[peak.cell]
+    # recovery of the noised run is counted from the clean side: 1 = still as clean
+    offset = 1.0 if family.key["direction"] == "noise" and gap is not None else 0.0
+    shown = ("effect", "effect_low", "effect_high") if gap is None else ("recovery", "recovery_low", "recovery_high")
+    estimate, low, high = (getattr(peak, name) + (offset if gap is not None else 0.0) for name in shown)
+    return {
+        **family.key,
+        "cell": _cell(cell, family.key),
+        "label": cell_label({**cell.to_dict()}),
+        "estimate_kind": "effect" if gap is None else "recovery",
+        "selection_effect": peak.selection_effect,
+        "effect": peak.effect,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "p": peak.p,
+        "n": peak.n_confirmation,
+        "n_clusters": peak.n_clusters,
+        "status": peak.status,
+    }
+
+
+def _profile_contrast(
+    family: Family, clusters: np.ndarray, first: np.ndarray, known: np.ndarray, seed: int, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """For a sweep over layers only: is the profile of one group more concentrated than that of the other?"""
+    layers = family.cells["layer"]
+    single = family.cells.drop(columns="layer").drop_duplicates().shape[0] == 1
+    kept = ~family.cut
+    if not single or layers.isna().any() or kept.sum() < 3 or _too_few(first, known, clusters):
+        return []
+    order = np.argsort(layers[kept].to_numpy(dtype=int))
+    effect = family.effect[:, kept][:, order][known]
+    if np.isnan(effect).any():
+        return []
+    result = contrast_concentration(effect, first[known], clusters[known], rng=family_rng(family, seed + 2), **settings)
+    return [
+        {
+            **family.key,
+            "statistic": MEASURE_NAMES.get(measure.name, measure.name),
+            "values": [measure.first, measure.second],
+            "intervals": [[measure.first_low, measure.first_high], [measure.second_low, measure.second_high]],
+            "difference": measure.difference,
+            "low": measure.low,
+            "high": measure.high,
+            "p": measure.p,
+        }
+        for measure in result
+    ]
+
+
+def _cell_contrasts(
+    family: Family,
+    clusters: np.ndarray,
+    first: np.ndarray,
+    known: np.ndarray,
+    pooled: frozenset[str],
+    seed: int,
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    if _too_few(first, known, clusters):
+        return []
+    gap = family.gap
+    inside = known & np.array([pair in pooled for pair in family.pairs]) if gap is not None else known
+    if _too_few(first, inside, clusters):
+        return []
+    result = contrast_cells(
+        family.effect[inside],
+        None if gap is None else gap[inside],
+        first[inside],
+        clusters[inside],
+        rng=family_rng(family, seed + 3),
+        family=~family.cut,
+        **settings,
+    )
+    return [
+        {
+            **family.key,
+            "cell": _cell(family.cells.iloc[number], family.key),
+            "label": cell_label(family.cells.iloc[number].to_dict()),
+            "values": [result.first[number], result.second[number]],
+            "difference": result.difference[number],
+            "low": result.bca_low[number],
+            "high": result.bca_high[number],
+            "p": result.p[number],
+            "p_adjusted": result.p_max_t[number],
+        }
+        for number in np.flatnonzero(~family.cut)
+    ]
+
+
+def _too_few(first: np.ndarray, known: np.ndarray, clusters: np.ndarray) -> bool:
+    return any(len(set(clusters[known & side])) < 2 for side in (first, ~first))
+
+
+def _detected(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    keys = ["sweep", "metric", "direction"]
+    return [
+        {
+            **dict(zip(keys, key, strict=True)),
+            "detected": int(rows["detected"].sum()),
+            "tested": int((~rows["cut"].astype(bool)).sum()),
+            "cut": int(rows["cut"].astype(bool).sum()),
+            "two_sd": int(rows["two_sd"].sum()),
+            "cells": [cell_label(row) for row in _records(rows[rows["detected"].astype(bool)])][:50],
+        }
+        for key, rows in summary.groupby(keys, sort=False)
+    ]
+
+
+def _both_directions(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cells that were patched in both directions: what suffices, beside what is needed."""
+    same = [name for name in CELL if name != "direction"] + ["metric"]
+    filled = summary.assign(**{name: summary[name].astype(object).where(summary[name].notna(), "") for name in same})
+    wide = {name: rows for name, rows in filled.groupby("direction")}
+    if not {"denoise", "noise"} <= set(wide):
+        return []
+    joined = wide["denoise"].merge(wide["noise"], on=same, suffixes=("_denoise", "_noise"))
+    return [
+        {
+            "sweep": row["sweep"],
+            "metric": row["metric"],
+            "label": cell_label({name: row[name] if row[name] != "" else None for name in CELL if name != "direction"}),
+            "denoise": row["recovery_denoise"],
+            "noise": row["recovery_noise"],
+            "sufficient": bool(row["detected_denoise"]),
+            "necessary": bool(row["detected_noise"]),
+        }
+        for row in joined.to_dict("records")
+    ]
+
+
+def _cuts(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: row[name] for name in ("sweep", "site", "layer", "position_role", "metric", "direction")},
+            "label": cell_label(row),
+            "recovery": row["recovery"],
+        }
+        for row in _records(summary[summary["cut"].astype(bool)])
+    ]
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
+def _cell(cell: pd.Series, key: Mapping[str, str]) -> dict[str, Any]:
+    values = {**cell.to_dict(), **{name: key[name] for name in ("sweep", "corruption", "direction")}}
+    return {name: values[name] for name in CELL}
+
+
+def _finite(value: Any) -> Any:
+    """The same data without NaN, numpy scalars or pandas missing values, as JSON needs it."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(part) for part in value]
+    if value is None or value is pd.NA or (isinstance(value, float | np.floating) and not math.isfinite(value)):
+        return None
+    return value.item() if isinstance(value, np.generic) else value

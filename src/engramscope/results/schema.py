@@ -1,0 +1,44 @@
+"""The columns of the tables that a study leaves behind, and the keys of its manifest. A contract (design §4, §6)."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+#: effects.parquet: one row per (pair, sweep cell, metric) and noise draw
+EFFECTS = pa.schema(
+    [
+        ("study", pa.string()),
+        ("pair", pa.string()),
+        ("group", pa.string()),
+        ("corruption", pa.string()),
+        ("seed", pa.int64()),
+        ("direction", pa.string()),
+        ("site", pa.string()),
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("position", pa.int64()),
+        ("position_role", pa.string()),
+        ("window", pa.int64()),
+        ("metric", pa.string()),
+        ("clean", pa.float64()),
+        ("corrupted", pa.float64()),
+        ("patched", pa.float64()),
+        ("effect", pa.float64()),
+        ("recovery", pa.float64()),
+        ("status", pa.string()),
+        ("sweep", pa.string()),
+        ("cut", pa.bool_()),
+    ]
+)
+
+#: what identifies a cell of a sweep in the tables (null where a part does not apply)
+CELL = ("sweep", "corruption", "direction", "site", "layer", "head", "position", "position_role", "window")
+
+#: summary.csv: one row per cell and metric
+SUMMARY_COLUMNS = (
+    "study", *CELL, "metric", "n", "n_clusters", "estimate_kind", "estimate", "low", "high",
+    "effect", "effect_low", "effect_high", "recovery", "recovery_low", "recovery_high",
+    "p", "p_adjusted", "q", "two_sd", "d_z", "same_sign_share", "singles_sum", "noise_floor", "cut", "detected", "note",
+)  # fmt: skip

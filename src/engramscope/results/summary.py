@@ -1,0 +1,256 @@
+"""From the effects table to the summary: one row per cell and metric, with intervals, tests and corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from engramscope.results.schema import SUMMARY_COLUMNS
+from engramscope.stats.summary import CellSummary, summarise
+
+#: cells are tested together, and corrected for one another, within one of these
+FAMILY = ("sweep", "corruption", "direction", "metric")
+_PLACE = ("site", "layer", "head", "position", "position_role", "window")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The cells of one sweep under one direction and metric, as arrays over pairs.
+
+    Attributes:
+        key: sweep, corruption, direction and metric.
+        cells: one row per cell: site, layer, head, position, position_role, window.
+        pairs: pair ids [n].
+        patched: [n, draws, cells]; NaN where the pair has no such cell, or where it is a cut in this pair only.
+        clean: [n].
+        corrupted: [n, draws]; None for ablations.
+        cut: [cells]: a cut in every pair that has the cell.
+        notes: [cells].
+    """
+
+    key: dict[str, str]
+    cells: pd.DataFrame
+    pairs: tuple[str, ...]
+    patched: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray | None
+    cut: np.ndarray
+    notes: tuple[str, ...]
+
+    @property
+    def effect(self) -> np.ndarray:
+        """Change of the metric by the patch, averaged over draws: [n, cells]."""
+        denoise = self.key["direction"] == "denoise" and self.corrupted is not None
+        start = self.corrupted if denoise else self.clean[:, None]
+        assert start is not None
+        return _mean_over(self.patched - start[:, :, None])
+
+    @property
+    def gap(self) -> np.ndarray | None:
+        """clean - corrupted, averaged over draws: [n]; None for ablations."""
+        return None if self.corrupted is None else self.clean - self.corrupted.mean(axis=1)
+
+
+def families(effects: pd.DataFrame) -> Iterator[Family]:
+    """The effects table as matrices, one `Family` at a time, in the order of the table.
+
+    Noise draws of a pair are averaged. Cells of single positions are compared by index only where all prompts have the
+    same roles in the same places; otherwise by role, averaged over the positions of a role within a prompt.
+    """
+    for key, rows in effects.groupby(list(FAMILY), sort=False, dropna=False):
+        named = dict(zip(FAMILY, (str(part) for part in key), strict=True))
+        yield _family(named, _with_comparable_positions(rows))
+
+
+def summarise_effects(
+    effects: pd.DataFrame,
+    clusters: Mapping[str, str],
+    *,
+    pooled: Collection[str] | None = None,
+    floor: Mapping[str, float] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    interval: Literal["percentile", "bca"] = "bca",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Estimates, intervals and corrected tests for every cell and metric.
+
+    Args:
+        effects: the effects table (`results.schema.EFFECTS`).
+        clusters: pair id -> what it shares with the pairs that it depends on.
+        pooled: ids of the pairs that enter recovery; None for all. Pairs whose clean–corrupted gap is tiny or of the
+            wrong sign are left out of recovery, but never of the tests: that would be a selection by the outcome.
+        floor: metric -> noise floor; effects not above it are never detected.
+        confidence: of the intervals; `1 - confidence` is the family-wise error allowed.
+        resamples: of bootstrap and permutation.
+        interval: which bootstrap interval is shown as `low`, `high`.
+        seed: of the resampling.
+
+    Returns:
+        A table with the columns `results.schema.SUMMARY_COLUMNS`.
+    """
+    study = str(effects["study"].iloc[0]) if len(effects) else ""
+    settings = _Settings(clusters, pooled, dict(floor or {}), confidence, resamples, interval, seed)
+    tables = [_table(family, study, settings) for family in families(effects)]
+    tables = [_with_singles(table, tables) for table in tables]
+    if not tables:
+        return pd.DataFrame(columns=list(SUMMARY_COLUMNS))
+    return pd.concat(tables, ignore_index=True)[list(SUMMARY_COLUMNS)]
+
+
+def _with_comparable_positions(rows: pd.DataFrame) -> pd.DataFrame:
+    if rows["position"].isna().all():
+        return rows
+    roles = rows.groupby("position")["position_role"].nunique(dropna=False)
+    reach = rows.groupby("pair")["position"].max()
+    if (roles == 1).all() and reach.nunique() == 1:
+        return rows
+    return rows.assign(position=pd.array([pd.NA] * len(rows), dtype="Int64"))
+
+
+def _family(key: dict[str, str], rows: pd.DataFrame) -> Family:
+    place = list(_PLACE)
+    cells = rows[place].drop_duplicates(ignore_index=True)
+    cell = rows[place].merge(cells.assign(cell=np.arange(len(cells))), on=place, how="left")["cell"].to_numpy()
+    pair, pair_ids = pd.factorize(rows["pair"])
+    draw, draws = pd.factorize(rows["seed"])
+    shape = (len(pair_ids), len(draws), len(cells))
+    ok = (rows["status"] == "ok").to_numpy()
+    cut = rows["cut"].fillna(False).to_numpy(dtype=bool)
+    shares = _mean_over(_average(cut.astype(float), (pair, draw, cell), ok, shape))
+    always = np.array([bool(len(part)) and bool((part == 1).all()) for part in _known(shares)])
+    patched = _average(rows["patched"].to_numpy(dtype=float), (pair, draw, cell), ok & (~cut | always[cell]), shape)
+    clean = _average(rows["clean"].to_numpy(dtype=float), (pair,), np.ones(len(rows), dtype=bool), shape[:1])
+    before = rows["corrupted"].to_numpy(dtype=float)
+    corrupted = None if np.isnan(before).all() else _average(before, (pair, draw), ~np.isnan(before), shape[:2])
+    notes = tuple(
+        "" if flag or not (part > 0).any() else f"a cut in {int((part > 0).sum())} pairs, which are left out"
+        for part, flag in zip(_known(shares), always, strict=True)
+    )
+    return Family(key, cells, tuple(map(str, pair_ids)), patched, clean, corrupted, always, notes)
+
+
+def _known(matrix: np.ndarray) -> list[np.ndarray]:
+    return [column[~np.isnan(column)] for column in matrix.T]
+
+
+def _average(values: np.ndarray, index: tuple[np.ndarray, ...], keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Mean of the kept values that fall on each index (several positions of one role); NaN where there is none."""
+    total, count = np.zeros(shape), np.zeros(shape)
+    kept = tuple(part[keep] for part in index)
+    np.add.at(total, kept, values[keep])
+    np.add.at(count, kept, 1.0)
+    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+
+
+def _mean_over(values: np.ndarray) -> np.ndarray:
+    """Mean over draws (axis 1) of what is there: [n, draws, cells] -> [n, cells]."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    clusters: Mapping[str, str]
+    pooled: Collection[str] | None
+    floor: Mapping[str, float]
+    confidence: float
+    resamples: int
+    interval: str
+    seed: int
+
+
+def family_rng(family: Family, seed: int) -> np.random.Generator:
+    """Randomness of one family, the same whatever other families there are."""
+    return np.random.default_rng([seed, *"/".join(family.key.values()).encode()])
+
+
+def _table(family: Family, study: str, settings: _Settings) -> pd.DataFrame:
+    noise = settings.floor.get(family.key["metric"], 0.0)
+    one_draw = family.patched.shape[1] == 1
+    pooled = None if settings.pooled is None else np.array([pair in settings.pooled for pair in family.pairs])
+    result = summarise(
+        family.patched[:, 0] if one_draw else family.patched,
+        family.clean,
+        family.corrupted[:, 0] if one_draw and family.corrupted is not None else family.corrupted,
+        np.array([settings.clusters.get(pair, pair) for pair in family.pairs]),
+        direction="denoise" if family.key["direction"] == "denoise" else "noise",
+        rng=family_rng(family, settings.seed),
+        cut=family.cut,
+        floor=noise,
+        pooled=pooled,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+    )
+    kind = "effect" if family.corrupted is None else "recovery"
+    columns: dict[str, Any] = {**_estimates(result, settings.interval), "noise_floor": noise, "cut": family.cut}
+    low, high = columns[f"{kind}_low"], columns[f"{kind}_high"]
+    shown = {"estimate_kind": kind, "estimate": columns[kind], "low": low, "high": high}
+    table = family.cells.assign(study=study, **family.key, **columns, **shown)
+    reasons = [" ".join(filter(None, parts)) for parts in zip(family.notes, map(str, result.reason), strict=True)]
+    return table.assign(note=reasons, singles_sum=np.nan)
+
+
+def _estimates(result: CellSummary, interval: str) -> dict[str, Any]:
+    bca = interval == "bca"
+    return {
+        "n": result.n,
+        "n_clusters": result.n_clusters,
+        "effect": result.mean_effect,
+        "effect_low": result.mean_effect_bca_low if bca else result.mean_effect_low,
+        "effect_high": result.mean_effect_bca_high if bca else result.mean_effect_high,
+        "recovery": result.recovery,
+        "recovery_low": result.recovery_bca_low if bca else result.recovery_low,
+        "recovery_high": result.recovery_bca_high if bca else result.recovery_high,
+        "p": result.p,
+        "p_adjusted": result.p_max_t,
+        "q": result.q_bh,
+        "two_sd": result.two_sd,
+        "detected": result.detected,
+        "d_z": result.d_z,
+        "same_sign_share": result.same_sign_share,
+    }
+
+
+def _with_singles(table: pd.DataFrame, tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """For windows: the sum of the single-layer estimates over the window, where a sweep of single layers is there."""
+    width = int(table["window"].iloc[0])
+    if width <= 1:
+        return table
+    first = table.iloc[0]
+    same = ("site", "direction", "metric", "corruption")
+    for other in tables:
+        if int(other["window"].iloc[0]) == 1 and all(other[name].iloc[0] == first[name] for name in same):
+            keys = ["head", "position", "position_role"]
+            singles = other.set_index("layer")
+            sums = [_window_sum(row, singles, keys, width) for _, row in table.iterrows()]
+            if not all(np.isnan(sums)):
+                return table.assign(singles_sum=sums)
+    return table
+
+
+def _window_sum(row: pd.Series, singles: pd.DataFrame, keys: list[str], width: int) -> float:
+    low, high = int(row["layer"]) - width // 2, int(row["layer"]) + (width + 1) // 2
+    inside = singles[(singles.index >= max(0, low)) & (singles.index < high)]
+    for key in keys:
+        inside = inside[inside[key].isna() if pd.isna(row[key]) else inside[key] == row[key]]
+    return float(inside["estimate"].sum()) if len(inside) else float("nan")
+
+
+def cell_label(row: Mapping[str, Any]) -> str:
+    """A short name of a cell: "L3H5 z", "L2 mlp_out at subject_last", "transformer.h.0.mlp.c_fc"."""
+    layer = "" if pd.isna(row["layer"]) else f"L{int(row['layer'])}"
+    head = "" if pd.isna(row["head"]) else f"H{int(row['head'])}"
+    where = ""
+    if not pd.isna(row["position"]):
+        where = f" at position {int(row['position'])}"
+    elif row["position_role"] not in ("all", None) and not pd.isna(row["position_role"]):
+        where = f" at {row['position_role']}"
+    window = f" (window {int(row['window'])})" if int(row["window"]) > 1 else ""
+    return f"{layer}{head} {row['site']}{where}{window}".strip()

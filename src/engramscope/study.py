@@ -1,0 +1,284 @@
+"""Run a study: from a study file to a results folder with tables, statistics, audit and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from engramscope import study_steps as steps
+from engramscope.audit import run_checks
+from engramscope.audit._base import AuditContext, Finding
+from engramscope.errors import CheckError
+from engramscope.locate.cells import Cell
+from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, check_parity, noise_floor, set_up
+from engramscope.models import Model, load_tokenizer
+from engramscope.models.selfcheck import self_checks
+from engramscope.provenance import machine, model_facts, versions
+from engramscope.report import write_report
+from engramscope.report.sentences import sentences_of
+from engramscope.results.findings import findings
+from engramscope.results.read import read_effects, read_manifest, read_summary
+from engramscope.results.schema import EFFECTS
+from engramscope.results.store import ResultsFolder
+from engramscope.results.summary import summarise_effects
+from engramscope.study_inputs import Inputs, all_cells, check_against_model, read_inputs
+
+#: the largest difference allowed between the study's cells and the same cells recomputed alone, by dtype
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study on disk.
+
+    Attributes:
+        folder: the results folder.
+    """
+
+    folder: Path
+
+    def effects(self) -> pd.DataFrame:
+        """One row per (pair, cell, metric, draw): `effects.parquet`."""
+        return read_effects(self.folder)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per cell and metric: `summary.csv`."""
+        return read_summary(self.folder)
+
+    def manifest(self) -> dict[str, Any]:
+        """Provenance, checks, audit and findings: `manifest.json`."""
+        return read_manifest(self.folder)
+
+    def sentences(self) -> list[str]:
+        """The answer in two or three sentences."""
+        return sentences_of(self.manifest())
+
+    def __repr__(self) -> str:
+        return "\n".join([f"StudyResult({str(self.folder)!r})", *self.sentences()])
+
+
+def run_study(
+    study: Path | str | Inputs, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+) -> StudyResult:
+    """Run a study and write its results folder.
+
+    Args:
+        study: a study file, or inputs that are already read.
+        out: the results folder; new, or the folder of an interrupted run of the same study with `resume`.
+        resume: go on where an interrupted run stopped; the table ends up the same.
+        progress: called with (what, done, total).
+
+    Returns:
+        The finished study.
+
+    Raises:
+        InputError: the study, its pairs, its model or the folder is at fault; every fault is named.
+        CheckError: a recomputed sample of cells does not agree: nothing that was computed can be trusted.
+    """
+    inputs = study if isinstance(study, Inputs) else read_inputs(Path(study))
+    steps.refuse(run_checks(steps.audit_context(inputs), ("pairs",)))
+    steps.refuse_occupied(Path(out), resume)
+    if progress:
+        progress("loading the model", 0, 1)
+    model = steps.load(inputs)
+    if progress:
+        progress("loading the model", 1, 1)
+    return _Runner(inputs, model, Path(out), progress).run(resume)
+
+
+def check_study(study: Path | str, *, progress: Progress | None = None) -> list[Finding]:
+    """Audit a study before anything is computed: first what needs no model, then tokens, then the model's parts.
+
+    Raises:
+        InputError: faults that make auditing pointless, all of them.
+    """
+    inputs = read_inputs(Path(study))
+    found = run_checks(steps.audit_context(inputs), ("pairs",))
+    if any(finding.severity == "error" for finding in found):
+        return found
+    section = inputs.study.model
+    tokenizer = load_tokenizer(section.name, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    tokens = steps.tokens_of(inputs, tokenizer)
+    found = run_checks(steps.audit_context(inputs, tokens, tokenizer), ("pairs", "tokens"))
+    if any(finding.severity == "error" for finding in found):
+        return found
+    if progress:
+        progress("loading the model", 0, 1)
+    model = steps.load(inputs)
+    check_against_model(inputs, tokens, model.anatomy)
+    return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model), ("pairs", "tokens", "model"))
+
+
+class _Runner:
+    """One run of a study; holds what its steps share."""
+
+    def __init__(self, inputs: Inputs, model: Model, out: Path, progress: Progress | None) -> None:
+        self.inputs, self.model, self.out, self.progress = inputs, model, out, progress
+        self.started = datetime.now(UTC)
+        self.clock = time.perf_counter()
+        self.timings: dict[str, float] = {}
+        self.self_checks = [asdict(check) for check in self_checks(model)]
+
+    def run(self, resume: bool) -> StudyResult:
+        tokens = steps.tokens_of(self.inputs, self.model.tokenizer)
+        check_against_model(self.inputs, tokens, self.model.anatomy)
+        context = steps.audit_context(self.inputs, tokens, self.model.tokenizer, self.model)
+        steps.refuse(run_checks(context, ("pairs", "tokens", "model")))
+        with steps.folder_for(self.inputs, self.model, self.out, resume) as folder:
+            try:
+                return self._run(folder, context)
+            except KeyboardInterrupt:
+                folder.write_manifest({**self._manifest(None), "status": "interrupted"})
+                raise
+
+    def _run(self, folder: ResultsFolder, context: AuditContext) -> StudyResult:
+        study = self.inputs.study
+        folder.write_manifest({**self._manifest(None), "status": "running"})
+        experiment = set_up(
+            self.model,
+            self.inputs.pairs,
+            self.inputs.corruption,
+            study.corruption.method,
+            study.metrics.names,
+            seed=study.seed,
+            min_gap=study.stats.min_gap,
+            progress=self.progress,
+        )
+        self._lap("baselines")
+        cells = all_cells(self.inputs, self.model.anatomy, [pair.tokens for pair in experiment.prepared])
+        chunks = self._sweep(folder, experiment, cells)
+        folder.finalise([chunk.id for chunk in chunks])
+        self._lap("sweep")
+        effects = read_effects(folder.path)
+        everything = [cell for part in cells.values() for cell in part]
+        parity = self._parity(experiment, everything, effects)
+        floor = noise_floor(experiment, everything, study.run.check)
+        self._lap("checks")
+        self._report(folder, experiment, effects, parity, floor, context)
+        return StudyResult(folder.path)
+
+    def _sweep(self, folder: ResultsFolder, experiment: Experiment, cells: Mapping[str, Sequence[Cell]]) -> list[Chunk]:
+        chunks = [
+            chunk for number, part in enumerate(cells.values()) for chunk in experiment.chunks(part, f"{number:03d}")
+        ]
+        done = folder.done()
+        for number, chunk in enumerate(chunks):
+            if chunk.id not in done:
+                columns = experiment.run(chunk, self.inputs.study.name)
+                table = pa.Table.from_pydict(columns, schema=EFFECTS) if columns else EFFECTS.empty_table()
+                folder.append(chunk.id, table)
+            if self.progress:
+                self.progress("patching", number + 1, len(chunks))
+        return chunks
+
+    def _parity(self, experiment: Experiment, cells: Sequence[Cell], effects: pd.DataFrame) -> Parity | None:
+        if not self.inputs.study.run.check:
+            return None
+        tolerance = TOLERANCE[self.inputs.study.model.dtype]
+        parity = check_parity(experiment, cells, self.inputs.study.run.check, steps.lookup(effects), tolerance)
+        if not parity.passed:
+            raise CheckError(
+                f"{parity.checked} values were recomputed one run at a time and differ from the study's by up to "
+                f"{parity.max_abs_diff:.3g}; at most {tolerance:g} is allowed. The results cannot be trusted: please "
+                f"report this with the model's name."
+            )
+        return parity
+
+    def _report(
+        self,
+        folder: ResultsFolder,
+        experiment: Experiment,
+        effects: pd.DataFrame,
+        parity: Parity | None,
+        floor: Mapping[str, float],
+        context: AuditContext,
+    ) -> None:
+        study, stats = self.inputs.study, self.inputs.study.stats
+        if self.progress:
+            self.progress("statistics", 0, 1)
+        clusters = steps.clusters_of(experiment, stats.cluster)
+        unpooled = {pair for pair, _ in experiment.excluded}
+        pooled = frozenset(pair.id for pair in experiment.prepared if pair.id not in unpooled)
+        summary = summarise_effects(
+            effects,
+            clusters,
+            pooled=pooled,
+            floor=floor,
+            confidence=stats.confidence,
+            resamples=stats.resamples,
+            interval=stats.interval,
+            seed=study.seed,
+        )
+        labels = steps.labels_of(experiment, stats.contrast)
+        found = findings(
+            effects,
+            summary,
+            clusters,
+            labels,
+            label=stats.contrast,
+            pooled=pooled,
+            confidence=stats.confidence,
+            resamples=stats.resamples,
+            seed=study.seed,
+        )
+        self._lap("statistics")
+        folder.write_table("pairs.parquet", steps.pairs_table(experiment))
+        folder.write_summary(summary)
+        audit = run_checks(steps.with_results(context, experiment, effects, summary, dict(floor)), steps.ALL_PHASES)
+        manifest = self._manifest(experiment)
+        manifest |= {
+            "status": "complete",
+            "parity": None
+            if parity is None
+            else {"checked": parity.checked, "max_abs_diff": parity.max_abs_diff, "tolerance": parity.tolerance},
+            "noise_floor": dict(floor),
+            "counts": steps.counts_of(experiment, effects),
+            "skipped": steps.skipped_of(effects),
+            "audit": [steps.finding_facts(finding) for finding in audit],
+            "findings": found,
+        }
+        folder.write_manifest(manifest)
+        write_report(folder.path)
+        self._lap("report")
+        folder.write_manifest({**manifest, **self._times()})
+        if self.progress:
+            self.progress("statistics", 1, 1)
+
+    def _manifest(self, experiment: Experiment | None) -> dict[str, Any]:
+        study = self.inputs.study
+        facts: dict[str, Any] = {
+            "name": study.name,
+            "study": self.inputs.resolved,
+            "model": model_facts(self.model),
+            "versions": versions(),
+            "platform": machine(),
+            "seed": study.seed,
+            "executor": {"requested": study.run.executor, "used": "reference"},
+            "corruption": {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)},
+            "self_checks": self.self_checks,
+            **self._times(),
+        }
+        if experiment is not None:
+            facts["excluded"] = [{"pair": pair, "reason": reason} for pair, reason in experiment.excluded]
+        return facts
+
+    def _times(self) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        return {
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": now.isoformat(timespec="seconds"),
+            "elapsed_s": round((now - self.started).total_seconds(), 3),
+            "timings_s": dict(self.timings),
+        }
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = round(now - self.clock, 3)
+        self.clock = now

@@ -1,0 +1,190 @@
+"""The study file: what one experiment is, as the user declares it. A contract; see `docs/study.md`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engramscope.errors import StudyError
+from engramscope.registry import nearest
+
+Each = Literal["each"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """Which model, and how it is held."""
+
+    name: str = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+class PairsSection(_Section):
+    """Which pairs: a task, or a file."""
+
+    task: str | None = None
+    file: str | None = None
+    format: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PairsSection:
+        if (self.task is None) == (self.file is None):
+            raise ValueError('give exactly one of task = "…" and file = "…"')
+        return self
+
+
+class CorruptionSection(BaseModel):
+    """How the corrupted run is made; the method's own options stand beside its name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    method: str = "str"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, not yet validated."""
+        return dict(self.model_extra or {})
+
+
+class SweepSection(_Section):
+    """A family of patches."""
+
+    name: str = Field(min_length=1)
+    site: str = Field(min_length=1)
+    layers: Each | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "each"
+    heads: Literal["each", "all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "all"
+    positions: Literal["each", "all", "last"] | Annotated[list[str], Field(min_length=1)] = "all"
+    window: int = Field(default=1, ge=1)
+    direction: Literal["denoise", "noise", "both"] = "denoise"
+
+
+class MetricsSection(_Section):
+    """What is measured."""
+
+    names: Annotated[list[str], Field(min_length=1)] = ["logit_diff"]
+
+    @field_validator("names")
+    @classmethod
+    def _no_repetition(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError("a metric is named twice")
+        return names
+
+
+class StatsSection(_Section):
+    """How sure we are to be."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    resamples: int = Field(default=10_000, ge=100)
+    cluster: str = "group"
+    contrast: str | None = None
+    interval: Literal["percentile", "bca"] = "bca"
+    min_gap: float = Field(default=0.0, ge=0.0)
+
+
+class RunSection(_Section):
+    """How it is computed."""
+
+    executor: Literal["reference"] = "reference"
+    check: int = Field(default=16, ge=0)
+    memory_gb: float = Field(default=4.0, gt=0)
+
+
+class StudyFile(_Section):
+    """One declared experiment, as read from a TOML file."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")
+    seed: int = Field(default=0, ge=0)
+    model: ModelSection
+    pairs: PairsSection
+    corruption: CorruptionSection = CorruptionSection()
+    sweep: Annotated[list[SweepSection], Field(min_length=1)]
+    metrics: MetricsSection = MetricsSection()
+    stats: StatsSection = StatsSection()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _sweep_names_differ(self) -> StudyFile:
+        names = [sweep.name for sweep in self.sweep]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"two sweeps are called {', '.join(doubled)}; give each its own name")
+        return self
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read and validate a study file; every fault is named at once.
+
+    Raises:
+        StudyError: unreadable, no TOML, unknown keys (with the nearest known one), or values out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"There is no study file {str(path)!r}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"The study file {str(path)!r} cannot be read: {error}.") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path.name} is not valid TOML: {error}.") from None
+    return parse_study(raw, path.name)
+
+
+def parse_study(raw: dict[str, Any], where: str = "study") -> StudyFile:
+    """Validate an already parsed study; every fault is named at once.
+
+    Raises:
+        StudyError: one sentence per fault.
+    """
+    try:
+        return StudyFile.model_validate(raw)
+    except ValidationError as error:
+        raise StudyError([_sentence(item, where) for item in _distinct(error)]) from None
+
+
+def _distinct(error: ValidationError) -> list[Any]:
+    # a union reports one error per branch; the first of a place is enough
+    seen: dict[tuple[Any, ...], Any] = {}
+    for item in error.errors(include_url=False):
+        place = tuple(part for part in item["loc"] if not _is_branch(part))
+        seen.setdefault(place, {**item, "loc": place})
+    return list(seen.values())
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and ("[" in part or part in {"literal", "int", "str", "constrained-int"})
+
+
+def _sentence(item: Any, where: str) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        return f"{where}: unknown key {place!r}{nearest(str(key), _known_keys(parents))}"
+    if item["type"] == "missing":
+        return f"{where}: {place!r} is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    shown = (
+        "" if isinstance(item["input"], dict | list) and len(str(item["input"])) > 60 else f" (got {item['input']!r})"
+    )
+    return f"{where}: {place or 'the study'}: {message}{shown}."
+
+
+def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelSection, "pairs": PairsSection, "sweep": SweepSection, "metrics": MetricsSection,
+        "stats": StatsSection, "run": RunSection,
+    }  # fmt: skip
+    section = sections.get(str(parents[0]), StudyFile) if parents else StudyFile
+    return tuple(field.alias or name for name, field in section.model_fields.items())

@@ -1,0 +1,1 @@
+"""Makers of pairs; one file each, found by its name."""

@@ -1,0 +1,129 @@
+"""A hand-built induction circuit inside `GPT2LMHeadModel`, whose every patching effect is known beforehand.
+
+Width 2 (3V + P): the current token, the position, the previous token and the output, each as a one-hot vector x and its
+mirror -x, so that every LayerNorm input has mean 0 and a fixed norm and LayerNorm is multiplication by a constant.
+
+    L0H0  at p attends to p - 1 and copies its token into the "previous token" slot
+    L1H0  attends to where the previous token is the current one and copies the token there into the output
+    L1H1  the same with gain -0.4: a negative head
+    L0H1  writes nothing; the MLPs are zero
+
+"t0 a b … a" is continued by b. Corrupting b changes what the layer-1 heads copy; corrupting the first a changes what
+L0H0 writes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from engramscope.models import Model
+from engramscope.pairs import Pair, PairSet
+
+VOCAB, POSITIONS, GAIN = 12, 16, -0.4
+WIDTH = 2 * (3 * VOCAB + POSITIONS)
+D_HEAD = WIDTH // 2
+SHARPNESS = 60.0
+TOKEN, POSITION = 0, VOCAB
+PREVIOUS, OUTPUT = VOCAB + POSITIONS, 2 * VOCAB + POSITIONS
+MIRROR = WIDTH // 2
+
+
+def planted_tokenizer() -> PreTrainedTokenizerFast:
+    words = {f"t{number}": number for number in range(VOCAB)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="t0")
+
+
+def planted_model() -> Model:
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=POSITIONS, n_embd=WIDTH, n_layer=2, n_head=2, n_inner=8,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False, layer_norm_epsilon=1e-12,
+    )  # fmt: skip
+    hf = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.zero_()
+        for name, parameter in hf.named_parameters():
+            if ".ln_" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+        for token in range(VOCAB):
+            _write(hf.transformer.wte.weight[token], TOKEN + token)
+        for position in range(POSITIONS):
+            _write(hf.transformer.wpe.weight[position], POSITION + position)
+        _plant_previous_token_head(hf)
+        _plant_induction_head(hf, 0, 1.0)
+        _plant_induction_head(hf, 1, GAIN)
+        for token in range(VOCAB):
+            hf.lm_head.weight[token, OUTPUT + token] = 1.0
+    return Model.from_parts(hf, planted_tokenizer(), name="planted")
+
+
+def value_pairs(count: int, seed: int = 0) -> PairSet:
+    """Pairs that differ in the token that is to be copied."""
+    return _pairs(count, seed, changed=2)
+
+
+def key_pairs(count: int, seed: int = 0) -> PairSet:
+    """Pairs that differ in the token by which the place is found."""
+    return _pairs(count, seed, changed=1)
+
+
+def _pairs(count: int, seed: int, changed: int) -> PairSet:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for number in range(count):
+        a, b, other, *fill = (int(token) for token in rng.permutation(np.arange(1, VOCAB))[:8])
+        clean = [0, a, b, *fill, a]
+        corrupted = list(clean)
+        corrupted[changed] = other
+        wrong = other if changed == 2 else fill[0]
+        pairs.append(
+            Pair(
+                id=f"p{number}",
+                clean=" ".join(f"t{token}" for token in clean),
+                corrupted=" ".join(f"t{token}" for token in corrupted),
+                correct=(f" t{b}",),
+                incorrect=(f" t{wrong}",),
+                group=f"g{number}",
+            )
+        )
+    return PairSet(tuple(pairs), "planted")
+
+
+def _write(row: torch.Tensor, place: int, value: float = 1.0) -> None:
+    row[place] = value
+    row[MIRROR + place] = -value
+
+
+def _plant_previous_token_head(hf: GPT2LMHeadModel) -> None:
+    # LayerNorm multiplies by sqrt(d) / 2 here: the input has four entries of size 1
+    scale = math.sqrt(WIDTH) / 2
+    attention = hf.transformer.h[0].attn
+    strength = SHARPNESS * math.sqrt(D_HEAD) / scale**2
+    for position in range(POSITIONS):
+        if position:
+            attention.c_attn.weight[POSITION + position, position - 1] = strength
+        attention.c_attn.weight[POSITION + position, WIDTH + position] = 1.0
+    for token in range(VOCAB):
+        attention.c_attn.weight[TOKEN + token, 2 * WIDTH + token] = 1.0 / scale
+        _write(attention.c_proj.weight[token], PREVIOUS + token)
+
+
+def _plant_induction_head(hf: GPT2LMHeadModel, head: int, gain: float) -> None:
+    # six entries of size 1 here
+    scale = math.sqrt(WIDTH / 6)
+    attention, at = hf.transformer.h[1].attn, head * D_HEAD
+    strength = SHARPNESS * math.sqrt(D_HEAD) / scale**2
+    for token in range(VOCAB):
+        attention.c_attn.weight[TOKEN + token, at + token] = strength
+        attention.c_attn.weight[PREVIOUS + token, WIDTH + at + token] = 1.0
+        attention.c_attn.weight[TOKEN + token, 2 * WIDTH + at + token] = 1.0 / scale
+        _write(attention.c_proj.weight[at + token], OUTPUT + token, gain)
