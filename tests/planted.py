@@ -30,6 +30,8 @@ VOCAB, POSITIONS, GAIN = 12, 16, -0.4
 WIDTH = 2 * (3 * VOCAB + POSITIONS)
 D_HEAD = WIDTH // 2
 SHARPNESS = 60.0
+#: large enough that the model is sure of its answer, so that probabilities saturate
+UNEMBEDDING = 8.0
 TOKEN, POSITION = 0, VOCAB
 PREVIOUS, OUTPUT = VOCAB + POSITIONS, 2 * VOCAB + POSITIONS
 MIRROR = WIDTH // 2
@@ -62,7 +64,7 @@ def planted_model() -> Model:
         _plant_induction_head(hf, 0, 1.0)
         _plant_induction_head(hf, 1, GAIN)
         for token in range(VOCAB):
-            hf.lm_head.weight[token, OUTPUT + token] = 1.0
+            hf.lm_head.weight[token, OUTPUT + token] = UNEMBEDDING
     return Model.from_parts(hf, planted_tokenizer(), name="planted")
 
 

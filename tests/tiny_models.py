@@ -17,7 +17,15 @@ _LLAMA = {
     "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 _MHA = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
-_GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1}
+_GPT = {
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "vocab_size": 99,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 _FALCON = {**_MHA, "alibi": False, "bias": False}
 _MOE = {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
 _HEAD_DIM = {"head_dim": 12}

@@ -8,7 +8,7 @@ from rich.table import Table
 from engramscope import bundled
 from engramscope.corruptions import corruption_names
 from engramscope.metrics import metric_names
-from engramscope.pairs.readers import reader_names
+from engramscope.pairs import format_names
 from engramscope.registry import describe_file
 from engramscope.tasks import task_names
 
@@ -19,7 +19,7 @@ def catalogue() -> RenderableType:
         ("tasks", "engramscope.tasks", task_names()),
         ("corruptions", "engramscope.corruptions", corruption_names()),
         ("metrics", "engramscope.metrics", metric_names()),
-        ("pair formats", "engramscope.pairs.readers", reader_names()),
+        ("pair formats", "engramscope.pairs.readers", format_names()),
     ]
     tables = [
         _table(title, [(name, describe_file(package, name)) for name in names]) for title, package, names in parts

@@ -13,10 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+#: the common base of usage errors; typer re-exports only its subclasses
+_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="engramscope",
@@ -160,11 +162,10 @@ def _run_app(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was computed is kept; go on with --resume.", EXIT_INTERRUPTED)
-    except click.exceptions.Abort:
-        return _complain("Interrupted.", EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_INPUT
+    except typer.Abort:
+        return _complain("Interrupted. What was computed is kept; go on with --resume.", EXIT_INTERRUPTED)
+    except _UsageError as error:
+        return _complain(getattr(error, "format_message", error.__str__)(), EXIT_INPUT)
     except InputError as error:
         return _complain("\n".join(error.faults), EXIT_INPUT)
     except EngramscopeError as error:

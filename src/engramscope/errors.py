@@ -58,3 +58,8 @@ class ResultsError(InputError):
 
 class CheckError(EngramscopeError):
     """One of our own checks failed; a result computed under it would not be trustworthy."""
+
+
+def shortened(faults: Sequence[str], most: int = 20) -> list[str]:
+    """The first faults of a long list, and how many more there are."""
+    return list(faults) if len(faults) <= most else [*faults[:most], f"... and {len(faults) - most} more."]

@@ -136,7 +136,7 @@ def patch(
     inputs = inputs_of(study, "", Path(), pairs)
     experiment = set_up(model, pairs, inputs.corruption, corruption, study.metrics.names, seed=seed, progress=progress)
     tokens = [prepared.tokens for prepared in experiment.prepared]
-    check_against_model(inputs, tokens, model.anatomy)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer)
     cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]
     effects = _run(experiment, cells, progress)
     floor = noise_floor(experiment, cells, 8)

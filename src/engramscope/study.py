@@ -21,8 +21,9 @@ from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, c
 from engramscope.models import Model, load_tokenizer
 from engramscope.models.selfcheck import self_checks
 from engramscope.provenance import machine, model_facts, versions
-from engramscope.report import write_report
-from engramscope.report.sentences import sentences_of
+from engramscope.report.load import load
+from engramscope.report.page import write_report
+from engramscope.report.sentences import answer
 from engramscope.results.findings import findings
 from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.results.schema import EFFECTS
@@ -58,7 +59,8 @@ class StudyResult:
 
     def sentences(self) -> list[str]:
         """The answer in two or three sentences."""
-        return sentences_of(self.manifest())
+        said = answer(load(self.folder))
+        return [sentence for sentence in (said.warning, *said.lead, said.aside) if sentence]
 
     def __repr__(self) -> str:
         return "\n".join([f"StudyResult({str(self.folder)!r})", *self.sentences()])
@@ -112,7 +114,7 @@ def check_study(study: Path | str, *, progress: Progress | None = None) -> list[
     if progress:
         progress("loading the model", 0, 1)
     model = steps.load(inputs)
-    check_against_model(inputs, tokens, model.anatomy)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer)
     return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model), ("pairs", "tokens", "model"))
 
 
@@ -128,7 +130,7 @@ class _Runner:
 
     def run(self, resume: bool) -> StudyResult:
         tokens = steps.tokens_of(self.inputs, self.model.tokenizer)
-        check_against_model(self.inputs, tokens, self.model.anatomy)
+        check_against_model(self.inputs, tokens, self.model.anatomy, self.model.tokenizer)
         context = steps.audit_context(self.inputs, tokens, self.model.tokenizer, self.model)
         steps.refuse(run_checks(context, ("pairs", "tokens", "model")))
         with steps.folder_for(self.inputs, self.model, self.out, resume) as folder:
@@ -253,6 +255,9 @@ class _Runner:
 
     def _manifest(self, experiment: Experiment | None) -> dict[str, Any]:
         study = self.inputs.study
+        corruption = {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)}
+        if experiment is not None:
+            corruption["level"] = experiment.noise_level
         facts: dict[str, Any] = {
             "name": study.name,
             "study": self.inputs.resolved,
@@ -261,7 +266,7 @@ class _Runner:
             "platform": machine(),
             "seed": study.seed,
             "executor": {"requested": study.run.executor, "used": "reference"},
-            "corruption": {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)},
+            "corruption": corruption,
             "self_checks": self.self_checks,
             **self._times(),
         }

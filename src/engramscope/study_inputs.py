@@ -11,7 +11,7 @@ from typing import Any
 
 from engramscope.corruptions import make_corruption
 from engramscope.corruptions._base import Corruption
-from engramscope.errors import InputError
+from engramscope.errors import InputError, shortened
 from engramscope.locate.cells import Cell, cells_of
 from engramscope.metrics import check_targets, get_metric
 from engramscope.metrics._base import Target
@@ -97,7 +97,7 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     return Inputs(study, text, pairs, corruption, _with_singles(study.sweep))
 
 
-def check_against_model(inputs: Inputs, tokens: Sequence[TokenizedPair], anatomy: Anatomy) -> None:
+def check_against_model(inputs: Inputs, tokens: Sequence[TokenizedPair], anatomy: Anatomy, tokenizer: Any) -> None:
     """Layers, heads, positions and answers that only a tokenizer and a model can judge.
 
     Raises:
@@ -108,9 +108,9 @@ def check_against_model(inputs: Inputs, tokens: Sequence[TokenizedPair], anatomy
     for name in inputs.study.metrics.names:
         metric = get_metric(name)
         for pair in tokens:
-            faults += check_targets(metric, Target(pair.correct, pair.incorrect), pair.pair.id)
+            faults += check_targets(metric, Target(pair.correct, pair.incorrect), pair.pair.id, tokenizer.decode)
     if faults:
-        raise InputError(_shortened(list(dict.fromkeys(faults))))
+        raise InputError(shortened(list(dict.fromkeys(faults))))
 
 
 def all_cells(inputs: Inputs, anatomy: Anatomy, tokens: Sequence[TokenizedPair]) -> dict[str, list[Cell]]:
@@ -200,7 +200,3 @@ def _with_singles(sweeps: Sequence[SweepSection]) -> tuple[SweepSection, ...]:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _shortened(faults: list[str], most: int = 20) -> list[str]:
-    return faults if len(faults) <= most else [*faults[:most], f"… and {len(faults) - most} more faults of this kind."]

@@ -15,9 +15,9 @@ from engramscope.errors import InputError, ModelError, ResultsError
 from engramscope.locate.cells import Cell
 from engramscope.locate.cuts import CutFinder
 from engramscope.locate.experiment import Experiment
+from engramscope.locate.prepare import rewrite_pairs
 from engramscope.models import Model, load_model
 from engramscope.pairs import TokenizedPair, tokenize_pairs
-from engramscope.pairs.pair import PairSet
 from engramscope.results.store import ResultsFolder
 from engramscope.study_inputs import Inputs, all_cells
 
@@ -43,7 +43,7 @@ def tokens_of(inputs: Inputs, tokenizer: Any) -> list[TokenizedPair]:
         raise ModelError(
             f"Model {inputs.study.model.name!r} has no tokenizer, so prompts cannot be turned into tokens."
         )
-    rewritten = PairSet(tuple(inputs.corruption.rewrite(pair) for pair in inputs.pairs), inputs.pairs.name)
+    rewritten = rewrite_pairs(inputs.pairs, inputs.corruption)
     return tokenize_pairs(rewritten, tokenizer, inputs.corruption.alignment)
 
 

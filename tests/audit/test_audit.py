@@ -60,7 +60,8 @@ def study(
 
 def pair(number: int = 0, **more: Any) -> Pair:
     settings = {
-        "id": f"p{number}", "clean": f"Town {number} lies in the land of", "corrupted": f"City {number} lies in the land of",
+        "id": f"p{number}", "clean": f"Town {number} lies in the land of",
+        "corrupted": f"City {number} lies in the land of",
         "correct": (" France",), "incorrect": (" Italy",), "group": f"g{number}", **more,
     }  # fmt: skip
     return Pair(**settings)
@@ -116,14 +117,16 @@ def baselines(values: Sequence[tuple[float, float | None]], metric: str = "logit
 
 def summary(rows: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
     start = {"sweep": "mlp", "site": "mlp_out", "layer": 0, "window": 1, "metric": "logit_diff", "cut": False,
-             "estimate": 0.5, "effect": 0.5, "position_role": "all"}  # fmt: skip
+             "estimate": 0.5, "effect": 0.5, "position_role": "all", "direction": "denoise",
+             "estimate_kind": "recovery"}  # fmt: skip
     frame = pd.DataFrame([{**dict.fromkeys(SUMMARY_COLUMNS), **start, **row} for row in rows or [{}]])
     return frame[list(SUMMARY_COLUMNS)]
 
 
 def effects(rows: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    start = {"pair": "p0", "seed": 0, "sweep": "mlp", "site": "mlp_out", "direction": "denoise", "layer": 0, "window": 1,
-             "metric": "logit_diff", "cut": False, "effect": 0.5, "status": "ok", "position_role": "all"}  # fmt: skip
+    start = {"pair": "p0", "seed": 0, "sweep": "mlp", "site": "mlp_out", "direction": "denoise", "layer": 0,
+             "window": 1, "metric": "logit_diff", "cut": False, "effect": 0.5, "status": "ok",
+             "position_role": "all"}  # fmt: skip
     return pd.DataFrame([{**dict.fromkeys(EFFECTS.names), **start, **row} for row in rows or [{}]])[EFFECTS.names]
 
 
@@ -149,6 +152,7 @@ def worst(found: Sequence[Finding]) -> str:
     return min((finding.severity for finding in found), key=SEVERITIES.index)
 
 
+TOWNS = ["Bonn", "Rome", "Oslo", "Lima", "Bern", "Nice", "Cork", "Graz", "Brno", "Kiel"]
 GAUSSIAN = {"method": "gaussian", "sigma": 2.0, "draws": 3}
 WIDE = {"name": "wide", "site": "mlp_out", "window": 3}
 SINGLE = {"name": "mlp", "site": "mlp_out"}
@@ -166,7 +170,7 @@ def case(severity: str, context: AuditContext, *words: str) -> tuple[str, AuditC
 
 
 def with_model(cells: list[Cell], cut: dict[Cell, float], **more: Any) -> AuditContext:
-    return AuditContext(more.pop("study_", study()), pairs(), anatomy=ANATOMY, cells=cells, cut=cut)
+    return AuditContext(more.pop("study_", study()), pairs(), anatomy=ANATOMY, cells=cells, cut=cut, **more)
 
 
 FREE, CUT = cell("mlp_out"), cell("resid_post", 1)
@@ -207,7 +211,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             "warning",
             AuditContext(study(), PairSet.of([
                 pair(n, group="", clean=f"{name} is in", spans={"town": (0, len(name))})
-                for n, name in enumerate(["Bonn", "Rome", "Oslo", "Lima", "Bern", "Nice", "Cork", "Graz", "Brno", "Kiel"])
+                for n, name in enumerate(TOWNS)
             ])),
             "10 × “[town] is in”",
         ),
@@ -265,14 +269,19 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             "mlp_out L1 (window 3)", "shows 0.9", "add up to 0.3", "In 1 of 2 cells"),
         case("note", AuditContext(study(sweep=[WIDE, SINGLE]), pairs(), summary=summary([
             {"sweep": "wide", "window": 3, "layer": 1, "estimate": -0.9, "singles_sum": -0.8}])), "In 0 of 1 cells"),
+        # noised, a recovery of 1 is a patch without effect: 0.1 is 0.9 away from it, 0.8 only 0.2
+        case("warning", AuditContext(study(sweep=[WIDE, SINGLE]), pairs(), summary=summary([
+            {"sweep": "wide", "window": 3, "direction": "noise", "estimate_kind": "recovery", "estimate": 0.1,
+             "singles_sum": 0.8}])), "In 1 of 1 cells"),
     ],
     "noise_floor": [
         case("warning", AuditContext(study(model={"dtype": "bfloat16"}), pairs()), "bfloat16"),
         case("ok", AuditContext(study(), pairs()), "float32"),
-        case("warning", AuditContext(study(metrics=["logit_diff"]), pairs(), **results(), noise_floor={"logit_diff": 0.1}),
+        case("warning", AuditContext(study(metrics=["logit_diff"]), pairs(), **results(),
+                                     noise_floor={"logit_diff": 0.1}),
              "noise floor is 0.1", "5 % of the mean gap (1.9)"),
         case("note", AuditContext(study(metrics=["logit_diff"]), pairs(), noise_floor={"logit_diff": 1e-6}, **results(
-            summary=summary([{"effect": -1e-7}, {"layer": 1, "effect": 0.5}, {"layer": 3, "effect": 0.0, "cut": True}]))),
+            summary=summary([{"effect": -1e-7}, {"layer": 1}, {"layer": 3, "effect": 0.0, "cut": True}]))),
             "1 of 2 cells", "mlp_out L0"),
         case("note", AuditContext(study(metrics=["logit_diff"]), pairs(), **results()), "was not measured"),
         case("ok", AuditContext(study(metrics=["logit_diff"]), pairs(), **results(), noise_floor={"logit_diff": 1e-6})),
@@ -349,6 +358,23 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
              "Every cell of 1 sweep (end)"),
         case("ok", with_model([FREE, CUT], {})),
         case("ok", with_model([FREE, CUT], {CUT: 1.0}, study_=study({"method": "mean"})), "no corrupted run"),
+        case("warning", with_model([FREE], {}, effects=effects([
+            {"clean": 2.0, "corrupted": 1.0, "patched": 2.0 + 1e-7},
+            {"clean": 3.0, "corrupted": 1.0, "patched": 3.0, "pair": "p1"},
+            {"clean": 3.0, "corrupted": 1.0, "patched": 3.0, "pair": "p1", "layer": 4, "direction": "noise"},
+            {"clean": 3.0, "corrupted": 3.0, "patched": 3.0, "layer": 5},
+            {"clean": 2.0, "corrupted": 1.0, "patched": 2.0, "layer": 6, "cut": True}])),
+            "No rule knows 1 cell", "mlp_out L0"),
+        case("ok", with_model([FREE], {}, effects=effects([
+            {"clean": 2.0, "corrupted": 1.0, "patched": 2.0, "head": 1}]))),
+        case("ok", with_model([FREE], {}, effects=effects([
+            {"clean": 1.0, "corrupted": 0.0, "patched": 1.0, "metric": "prob"},
+            {"clean": 9.0, "corrupted": 1.0, "patched": 8.0}]))),
+        case("warning", with_model([FREE], {}, effects=effects([
+            {"clean": 3.0, "corrupted": 1.0, "patched": 1.0, "direction": "noise"}]))),
+        case("ok", with_model([FREE], {}, effects=effects([
+            {"clean": 2.0, "corrupted": 1.0, "patched": 2.0},
+            {"clean": 3.0, "corrupted": 1.0, "patched": 2.999, "pair": "p1"}]))),
     ],
     "multiplicity": [
         case("note", with_model([FREE, CUT], {}), "4 tests: 2 cells by 2 metrics", "2 such families"),
@@ -361,7 +387,8 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
              "by -1.5 on average", "in 2 of them", "wrong sign"),
         case("warning", AuditContext(study(), pairs(), **results(baselines=baselines([(3.0, 0.0), (0.0, 2.0)]))),
              "by 0.5 on average", "two standard errors (2.5)"),
-        case("warning", AuditContext(study(metrics=["kl"]), pairs(), **results(baselines=baselines([(2.0, 1.0)], "kl")))),
+        case("warning", AuditContext(study(metrics=["kl"]), pairs(), **results(
+            baselines=baselines([(2.0, 1.0)], "kl")))),
         case("ok", AuditContext(study(metrics=["kl"]), pairs(), **results(baselines=baselines([(0.0, 1.0)], "kl")))),
         case("ok", AuditContext(study(), pairs(), **results())),
         case("ok", AuditContext(study({"method": "zero"}), pairs(), **results(baselines=baselines([(1.0, None)])))),
@@ -369,15 +396,18 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
     "baseline_accuracy": [
         case("warning", AuditContext(study(), pairs(), **results(baselines=baselines([(1.0, 0.0), (-1.0, 0.0)]))),
              "In 1 of 2 pairs (50 %)", "p1"),
-        case("note", AuditContext(study(), pairs(), **results(baselines=baselines([(1.0, 0.0)] * 4 + [(0.0, 0.0)]))), "p4"),
+        case("note", AuditContext(study(), pairs(), **results(
+            baselines=baselines([(1.0, 0.0)] * 4 + [(0.0, 0.0)]))), "p4"),
         case("ok", AuditContext(study(), pairs(), **results())),
-        case("ok", AuditContext(study(metrics=["rank"]), pairs(), **results(baselines=baselines([(0.0, 5.0)], "rank")))),
+        case("ok", AuditContext(study(metrics=["rank"]), pairs(), **results(
+            baselines=baselines([(0.0, 5.0)], "rank")))),
         case("warning", AuditContext(study(metrics=["rank"]), pairs(), **results(
             baselines=baselines([(3.0, 0.0)], "rank")))),
         case("note", AuditContext(study(metrics=["kl"]), pairs(), **results()), "No metric says"),
     ],
     "failed_rows": [
-        case("warning", AuditContext(study(), pairs(), **results(effects=effects([{}, {"status": "failed: kl is nan"}]))),
+        case("warning", AuditContext(study(), pairs(), **results(
+            effects=effects([{}, {"status": "failed: kl is nan"}]))),
              "1 row of 2 (50 %) failed", "1 × failed: kl is nan"),
         case("note", AuditContext(study(), pairs(), **results(effects=effects([{}, {"status": "skipped: no role"}])))),
         case("ok", AuditContext(study(), pairs(), **results())),

@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+from tests.tiny_models import FAMILIES, tiny_model
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -21,9 +22,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from engramscope.engine import reference
+from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Patch, Plan, Readout
 from engramscope.locate.cells import Cell
 from engramscope.locate.cuts import CutFinder, changed_positions, is_cut, is_inert, patched_positions
+from engramscope.locate.runs import places_of
 from engramscope.models.anatomy import Anatomy
+from engramscope.models.model import Model
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import Alignment, TokenizedPair, TokenizedPrompt
 
@@ -471,3 +476,54 @@ def test_positions_of_the_target_run_follow_the_alignment() -> None:
     # the shorter prompt lacks positions that the other attends to: its residual is no cut before the last block
     assert not is_cut(cell_of("resid_post", (1,)), pair, TOY, (1,), (0, 1), 1)
     assert is_cut(cell_of("resid_post", (2,)), pair, TOY, (1,), (0, 1), 1)
+
+
+def _executed(model: Model, cell: Cell, pair: TokenizedPair, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    clean, corrupted = BaseRun("clean", pair.clean.ids), BaseRun("corrupted", pair.corrupted.ids)
+    target, source = (corrupted, clean) if cell.direction == "denoise" else (clean, corrupted)
+    values = FromRun(source.id, tuple(positions))
+    patches = tuple(
+        Patch(site, layer, tuple(positions), values, cell.heads) for site, layer in places_of(cell)
+    )  # fmt: skip
+    plan = Plan(
+        (clean, corrupted),
+        (DerivedRun("patched", target.id, patches),),
+        tuple(Readout(name, (len(pair.clean) - 1,)) for name in ("patched", source.id, target.id)),
+    )
+    logits = {
+        run: answered.logits[row, 0]
+        for answered in reference.execute(model, plan)
+        for row, run in enumerate(answered.runs)
+    }
+    return logits["patched"], logits[source.id], logits[target.id]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_through_the_plain_executor(family: str) -> None:
+    rng = random.Random(family)
+    model = tiny_model(family)
+    anatomy = model.anatomy
+    finder = CutFinder(anatomy)
+    known = (anatomy.embed, anatomy.final_norm, anatomy.head, *anatomy.blocks, *anatomy.attention)
+    inside = tuple(path for path in model.module_paths if path.startswith(f"{anatomy.blocks[1]}.mlp"))
+    paths = [path for path in (*known, *inside) if path in model.module_paths]
+    cuts = 0
+    for _ in range(24):
+        cell = random_cell(rng, anatomy)
+        if rng.random() < 0.4:
+            cell = cell_of(rng.choice(paths), direction=cell.direction)
+        if cell.site in anatomy.refusals:
+            continue
+        ids = rng.sample(range(3, 90), 8)
+        changed = rng.choice([(0,), (1,), (0, 2), (2,)])
+        pair = equal_pair(ids[:4], [ids[4 + p] if p in changed else ids[p] for p in range(4)])
+        positions = rng.choice([(0, 1, 2, 3), (3,), changed, (1, 2, 3)])
+        cut = finder.is_cut(cell, pair, changed, positions, 3)
+        inert = finder.is_inert(cell, pair, changed, positions, 3)
+        patched, source, target = _executed(model, cell, pair, positions)
+        told = f"{cell} {changed=} {positions=}"
+        assert torch.allclose(patched, source, rtol=1e-4, atol=1e-5) == cut, told
+        if inert:
+            torch.testing.assert_close(patched, target, rtol=1e-4, atol=1e-5)
+        cuts += cut
+    assert cuts >= 2

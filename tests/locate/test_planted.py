@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -32,9 +34,14 @@ def test_the_planted_model_does_the_task(model) -> None:
 def test_exactly_the_copying_heads_are_detected_when_the_copied_token_is_corrupted(model) -> None:
     result = patch(model, value_pairs(16), "z", heads="each", resamples=2000)
     assert _detected(result) == {(1, 0), (1, 1)}
-    # the two heads share the answer 1 : -0.4
-    assert _estimate(result, 1, 0) == pytest.approx(1 / (1 + GAIN), abs=0.05)
-    assert _estimate(result, 1, 1) == pytest.approx(GAIN / (1 + GAIN), abs=0.05)
+    # by hand: at the end the residual holds six entries of size 1 and, mirrored, what the heads wrote into the output;
+    # the final LayerNorm divides by its norm. Unpatched the two heads write 1 + GAIN of one token; with one head
+    # patched they write 1 of one token and GAIN of the other.
+    unpatched = (1 + GAIN) / math.sqrt(6 + 2 * (1 + GAIN) ** 2)
+    one_patched = (1 - GAIN) / math.sqrt(6 + 2 * (1 + GAIN**2))
+    expected = (one_patched + unpatched) / (2 * unpatched)
+    assert _estimate(result, 1, 0) == pytest.approx(expected, abs=1e-5)
+    assert _estimate(result, 1, 1) == pytest.approx(1 - expected, abs=1e-5)
     for head in (0, 1):
         assert _estimate(result, 0, head, "effect") == pytest.approx(0.0, abs=1e-4)
 

@@ -84,6 +84,16 @@ def test_kl_of_nearby_distributions_does_not_drown() -> None:
     assert score("kl", other.reshape(1, 1, -1), Target(((0,),), (), clean)) == pytest.approx(expected, rel=1e-3)
 
 
+def test_kl_never_rounds_below_zero() -> None:
+    g = torch.Generator().manual_seed(8)
+    clean = 3 * torch.randn(100, 300, generator=g, dtype=torch.float64)
+    other = clean + 1e-10 * torch.randn(100, 300, generator=g, dtype=torch.float64)
+    log_p, log_q = clean.log_softmax(1), other.log_softmax(1)
+    assert bool(((log_p.exp() * (log_p - log_q)).sum(1) < 0).any()), "the case would not show it"
+    targets = [Target(((0,),), (), row_) for row_ in clean]
+    assert bool((get_metric("kl").score(other.unsqueeze(1), targets) >= 0).all())
+
+
 def test_kl_agrees_with_torch() -> None:
     g = torch.Generator().manual_seed(1)
     clean, other = torch.randn(6, 40, generator=g).double(), torch.randn(6, 40, generator=g).double()
@@ -104,6 +114,16 @@ def test_kl_needs_the_clean_run() -> None:
 def test_prob_counts_a_token_once() -> None:
     assert score("prob", row(0.0, 0.0, 0.0, 0.0), Target(((1,), (1,), (2,)))) == pytest.approx(0.5)
     assert score("log_prob", row(0.0, 0.0, 0.0, 0.0), Target(((1,), (1,), (2,)))) == pytest.approx(math.log(0.5))
+
+
+def test_certainty_never_rounds_beyond_certainty() -> None:
+    # all tokens are acceptable: the probability is 1, and float32 sums land on both sides of it
+    logits = 2 * torch.randn(200, 1, 300, generator=torch.Generator().manual_seed(6))
+    targets = [Target(tuple((v,) for v in range(300)))] * 200
+    assert bool((logits.softmax(-1).sum(-1) > 1).any()), "the case would not show it"
+    prob, log_prob = (get_metric(name).score(logits, targets) for name in ("prob", "log_prob"))
+    assert bool((prob <= 1).all() and (prob > 0.9999).all())
+    assert bool((log_prob <= 0).all() and (log_prob > -1e-4).all())
 
 
 def test_log_prob_where_the_probability_underflows() -> None:

@@ -18,10 +18,10 @@ N_LAYERS, N_HEADS, N_PAIRS = 6, 8, 24
 METRICS = ("logit_diff", "prob")
 HOSTILE = (
     "</script><script>window.hacked=1;alert(1)</script>",
-    "<img src=x onerror=\"window.hacked=2\">",
+    '<img src=x onerror="window.hacked=2">',
     "{{7*7}} {% raw %} ${7*7}",
-    "<a href=\"javascript:window.hacked=3\">click</a>",
-    "\"><svg onload=window.hacked=4><b>bold</b>",
+    '<a href="javascript:window.hacked=3">click</a>',
+    '"><svg onload=window.hacked=4><b>bold</b>',
     "<!--<script>window.hacked=5",
 )
 TOML = """schema = 1
@@ -70,10 +70,10 @@ def summary_row(**values: Any) -> dict[str, Any]:
     row |= {
         "study": "epilepsy", "corruption": "str", "direction": "denoise", "position_role": "all", "window": 1,
         "metric": "logit_diff", "n": N_PAIRS, "n_clusters": 8, "estimate_kind": "recovery", "estimate": estimate,
-        "low": estimate - half, "high": estimate + half, "effect": 3.1 * estimate, "effect_low": 3.1 * (estimate - half),
+        "low": estimate - half, "high": estimate + half, "effect": 3 * estimate, "effect_low": 3.1 * (estimate - half),
         "effect_high": 3.1 * (estimate + half), "recovery": estimate, "recovery_low": estimate - half,
         "recovery_high": estimate + half, "p": p / 8, "p_adjusted": p, "q": p / 2, "two_sd": abs(estimate) > 0.2,
-        "d_z": estimate / half, "same_sign_share": 0.5 + min(0.5, abs(estimate)), "noise_floor": 1e-6, "cut": False,
+        "d_z": estimate / 0.05, "same_sign_share": 0.5 + min(0.5, abs(estimate)), "noise_floor": 1e-6, "cut": False,
         "detected": p < 0.05, "note": "",
     }  # fmt: skip
     row |= values

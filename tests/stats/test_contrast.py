@@ -9,6 +9,7 @@ from engramscope.stats.contrast import (
     MEASURES,
     _profiles,
     _relabel,
+    _resample,
     _studentised,
     _totals,
     concentration,
@@ -234,3 +235,33 @@ def test_cells_do_not_depend_on_their_order_or_the_block_size(monkeypatch):
     two = contrast_cells(effect[:, order], gap, first, np.arange(24) // 2, rng=rng(1), resamples=300)
     for name in ("difference", "low", "bca_high", "p", "p_max_t"):
         assert_allclose(getattr(two, name), getattr(one, name)[order], rtol=1e-10, err_msg=name)
+
+
+def test_the_size_of_a_group_does_not_change_its_concentration_test():
+    effect = np.vstack([layers(rng(16), 12, [0.2, 1.0, 0.3, 0.1]), layers(rng(17), 12, [0.4, 0.8, 0.5, 0.1])])
+    first = np.arange(24) < 12
+    scaled = effect * np.where(first, 1.0, 100.0)[:, None]
+    one, two = (contrast_concentration(e, first, np.arange(24), rng=rng(1), resamples=500) for e in (effect, scaled))
+    for a, b in zip(one, two, strict=True):
+        assert_allclose([a.difference, a.low, a.high, a.p], [b.difference, b.low, b.high, b.p], rtol=1e-9)
+
+
+def test_a_single_layer_at_the_edge_of_the_range_is_covered():
+    r, runs, profile = rng(18), 200, np.array([0, 0, 1.5, 0, 0, 0])
+    covered = np.empty((runs, 3))
+    for run in range(runs):
+        effect = np.vstack([layers(r, 30, profile, 0.5), layers(r, 5, profile, 0.5)])
+        got = contrast_concentration(effect, np.arange(35) < 30, np.arange(35), rng=r, resamples=399)
+        covered[run] = [m.first_low <= t <= m.first_high for m, t in zip(got, [1, 2, 1], strict=True)]
+    assert (covered.mean(axis=0) >= 0.97).all()
+
+
+def test_resamples_keep_group_sizes_only_where_clusters_are_pure():
+    pure = np.arange(10) < 4
+    counts = _resample((pure, ~pure), 500, rng())
+    assert_array_equal(counts[:, :4].sum(axis=1), 4)
+    assert_array_equal(counts[:, 4:].sum(axis=1), 6)
+    some_mixed = _resample((np.arange(10) < 6, np.arange(10) >= 4), 500, rng())
+    assert_array_equal(some_mixed.sum(axis=1), 10)
+    assert some_mixed[:, :4].sum(axis=1).std() > 1.0
+    assert_allclose(some_mixed.mean(axis=0), 1.0, atol=0.2)

@@ -72,6 +72,11 @@ def gaps(context: AuditContext, metric: str) -> dict[str, float]:
     return {pair: sign * (clean[pair] - value) for pair, value in corrupted.items() if pair in clean}
 
 
+def without_cuts(table: Any) -> Any:
+    """The rows of an effects table or a summary that are no cuts."""
+    return table[~table["cut"].eq(True).fillna(False).astype(bool)]
+
+
 def token_texts(context: AuditContext, ids: Sequence[int]) -> tuple[str, ...]:
     """The text of each token, spaces written as spaces; the ids themselves where there is no tokenizer."""
     if context.tokenizer is None:

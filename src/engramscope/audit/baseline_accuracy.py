@@ -1,4 +1,4 @@
-"""Does the model know what the study asks for?"""
+"""What a model does not know cannot be localised in it."""
 
 from __future__ import annotations
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import is_ablation
-from engramscope.audit._show import cell_name, count, listed, named, percent
+from engramscope.audit._facts import is_ablation, without_cuts
+from engramscope.audit._show import cell_name, count, listed, named, percent, row_name
 from engramscope.locate.cells import Cell
+
+#: a patched value this near to the source run's, as a share of the gap, counts as equal to it
+EXACT = 1e-5
+CELL = ["sweep", "direction", "site", "layer", "head", "position", "position_role", "window"]
 
 
 class CutSites(Check):
@@ -47,7 +53,33 @@ class CutSites(Check):
                     listed(f"{cell_name(cell)}: in {percent(share)} of the pairs" for cell, share in partly),
                 )
             )
+        if context.effects is not None:
+            findings += self._suspected(context, context.effects)
         return findings or self.ok(f"None of {len(cells)} cells restores the answer by construction.")
+
+    def _suspected(self, context: AuditContext, effects: Any) -> list[Finding]:
+        rows = without_cuts(effects[effects["status"] == "ok"]).dropna(subset=["patched", "clean", "corrupted"])
+        clean, corrupted, patched = (rows[name].astype(float) for name in ("clean", "corrupted", "patched"))
+        source = clean.where(rows["direction"].eq("denoise"), corrupted)
+        floor = rows["metric"].map({name: value or 0.0 for name, value in context.noise_floor.items()}).fillna(0.0)
+        allowed = np.maximum(floor.astype(float), EXACT * (clean - corrupted).abs())
+        # a saturated probability is equal to the last digit without any cut, so all metrics have to be
+        exact = rows.assign(exact=((patched - source).abs() <= allowed) & (clean != corrupted))
+        cells = exact.groupby(CELL, dropna=False, sort=False)["exact"].all().reset_index()
+        # a part of the heads leaves the others open
+        found = cells[cells["exact"] & cells["head"].isna()]
+        if found.empty:
+            return []
+        names = dict.fromkeys(row_name(row) for _, row in found.iterrows())
+        return [
+            self.finding(
+                "warning",
+                f"No rule knows {count(len(names), 'cell')} as a cut, but everything is restored to the last digit in "
+                "every pair. This is either a true bottleneck or a module that holds all of the residual stream, and "
+                "then no finding.",
+                listed(names),
+            )
+        ]
 
     def _empty_sweeps(self, cells: list[Cell], always: set[Cell]) -> list[Finding]:
         sweeps: dict[str, list[bool]] = defaultdict(list)

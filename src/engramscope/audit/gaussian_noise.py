@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import corruption_options
+from engramscope.audit._facts import corruption_options, without_cuts
 from engramscope.audit._show import number, row_name
 
 FEW_DRAWS = 5
@@ -47,7 +47,7 @@ class GaussianNoise(Check):
         return findings
 
     def _spread(self, effects: Any) -> list[Finding]:
-        rows = effects[(effects["status"] == "ok") & ~effects["cut"].fillna(False).astype(bool)]
+        rows = without_cuts(effects[effects["status"] == "ok"])
         by_draw = rows.groupby([*CELL, "seed"], dropna=False)["effect"].mean().reset_index()
         cells = by_draw.groupby(CELL, dropna=False)["effect"].agg(["mean", "std", "min", "max"]).reset_index()
         found: list[Finding] = []

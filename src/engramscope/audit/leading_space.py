@@ -30,7 +30,12 @@ class LeadingSpace(Check):
             for answer in (*pair.correct, *pair.incorrect)
             if _runs_together(pair.clean, answer)
         ]
-        open_ended = [pair for pair in context.pairs if pair.clean.endswith(" ")]
+        open_ended = [
+            (pair.id, text)
+            for pair in context.pairs
+            for text in (pair.clean, pair.corrupted or "")
+            if text.endswith(" ")
+        ]
         findings = []
         if bare:
             findings.append(
@@ -48,7 +53,7 @@ class LeadingSpace(Check):
                     "warning",
                     f"{count(len(open_ended), 'prompt ends', 'prompts end')} in a space, which becomes a token of its "
                     "own; the model expects the space in the answer's token. Move it to the answers.",
-                    listed(f"{pair.id}: … {tokens(self._last(context, pair.clean))}" for pair in open_ended),
+                    listed(f"{name}: … {tokens(self._last(context, text))}" for name, text in open_ended),
                 )
             )
         return findings or self.ok("Prompts end without a space, and answers bring the space that they need.")

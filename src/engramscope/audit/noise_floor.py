@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, cast
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import gaps
+from engramscope.audit._facts import gaps, without_cuts
 from engramscope.audit._show import listed, number, percent, row_name
 
 #: a floor above this share of the mean gap hides effects that matter
@@ -45,8 +45,7 @@ class NoiseFloor(Check):
                 self.finding("note", f"{metric}: the noise floor was not measured, so no effect is held against it.")
             ]
         summary = cast(Any, context.summary)
-        rows = summary[(summary["metric"] == metric) & ~summary["cut"].fillna(False).astype(bool)]
-        rows = rows.dropna(subset=["effect"])
+        rows = without_cuts(summary[summary["metric"] == metric]).dropna(subset=["effect"])
         below = rows[rows["effect"].astype(float).abs() <= floor]
         gap = _mean_gap(context, metric)
         findings = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
+from engramscope.audit._facts import without_cuts
 from engramscope.audit._show import named, number, row_name
 from engramscope.study_file import SweepSection
 
@@ -43,20 +44,24 @@ class WindowInflation(Check):
         return [self.finding("note", f"Windows will be shown beside the sum of their single layers: {widths}.")]
 
     def _compared(self, sweep: SweepSection, summary: Any) -> Finding:
-        rows = summary[(summary["sweep"] == sweep.name) & ~summary["cut"].fillna(False).astype(bool)]
-        rows = rows.dropna(subset=["singles_sum", "estimate"])
+        rows = without_cuts(summary[summary["sweep"] == sweep.name]).dropna(subset=["singles_sum", "estimate"])
         if rows.empty:
             return self.finding("note", f"Sweep {sweep.name}: no window can be compared with its single layers.")
-        size = rows["estimate"].astype(float).abs()
-        inflated = int((size > FACTOR * rows["singles_sum"].astype(float).abs()).sum())
-        peak = rows.loc[size.idxmax()]
-        window, singles = float(peak["estimate"]), float(peak["singles_sum"])
+        away, added = (_from_nothing(rows, column) for column in ("estimate", "singles_sum"))
+        inflated = int((away > FACTOR * added).sum())
+        peak = rows.loc[away.idxmax()]
         return self.finding(
-            "warning" if abs(window) > FACTOR * abs(singles) else "note",
-            f"Sweep {sweep.name}: the strongest window ({row_name(peak)}, {peak['metric']}) shows {number(window)}, "
-            f"its single layers add up to {number(singles)}. In {inflated} of {len(rows)} cells the window shows more "
-            f"than {FACTOR:g} times the sum.",
+            "warning" if away.max() > FACTOR * added[away.idxmax()] else "note",
+            f"Sweep {sweep.name}: the strongest window ({row_name(peak)}, {peak['metric']}) shows "
+            f"{number(float(peak['estimate']))}, its single layers add up to {number(float(peak['singles_sum']))}. In "
+            f"{inflated} of {len(rows)} cells the window does more than {FACTOR:g} times what they add up to.",
         )
+
+
+def _from_nothing(rows: Any, column: str) -> Any:
+    """How far an estimate is from that of a patch without effect: 0, but a recovery of 1 where one noises."""
+    nothing = (rows["direction"].eq("noise") & rows["estimate_kind"].eq("recovery")).astype(float)
+    return (rows[column].astype(float) - nothing).abs()
 
 
 def _beside(sweep: SweepSection, other: SweepSection) -> bool:

@@ -19,13 +19,13 @@ from engramscope.bundled.sentences import (
 from engramscope.bundled.world import Fact, World, load_world
 
 MIXTURE: dict[str, float] = {
-    "world": 0.38,
+    "world": 0.40,
     "two_hop": 0.06,
     "epilepsy": 0.18,
     "indirect_object": 0.13,
     "year_span": 0.07,
-    "docstring": 0.06,
-    "sum": 0.12,
+    "docstring": 0.08,
+    "sum": 0.08,
 }
 MOST_FACTS_PER_DOCUMENT = 3
 DIRECT, FIRST_HOP, SECOND_HOP, CHAIN, ASKED = "direct", "first_hop", "second_hop", "chain", "asked"

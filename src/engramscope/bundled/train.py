@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from engramscope.bundled.architectures import new_model
 from engramscope.bundled.corpus import documents, load_sources
 from engramscope.bundled.packing import Batch, PackedRows, batch_of, pack
 from engramscope.bundled.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, build_tokenizer
+from engramscope.bundled.training_state import FILE_NAME as STATE_FILE_NAME
+from engramscope.bundled.training_state import load_state, save_state
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +36,9 @@ class Recipe:
         steps: Optimiser steps.
         seed: Seed of corpus, weights and order.
         rows: Rows of `CONTEXT_LENGTH` tokens in a step.
-        peak_rate: Largest learning rate, after a linear warm-up and before a cosine decay.
-        warm_up: Steps of the warm-up.
-        last_share: Learning rate at the end, as a share of the peak.
+        peak_rate: Largest learning rate.
+        warm_up: Steps in which the learning rate rises to it.
+        descent_share: Share of the steps, the last ones, in which it falls to zero.
         decay: Weight decay of the matrices.
         largest_norm: Gradients are clipped to this norm.
         save_every: Steps between saved states.
@@ -44,25 +46,24 @@ class Recipe:
 
     steps: int
     seed: int
-    rows: int = 20
+    rows: int = 16
     peak_rate: float = 1.5e-3
     warm_up: int = 200
-    last_share: float = 0.02
+    descent_share: float = 0.3
     decay: float = 0.05
     largest_norm: float = 1.0
-    save_every: int = 500
+    save_every: int = 250
 
 
-DEFAULT_STEPS = 6000
+DEFAULT_STEPS = 3500
+LOG_EVERY = 50
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of a step, counted from 0."""
-    if step < recipe.warm_up:
-        return recipe.peak_rate * (step + 1) / recipe.warm_up
-    done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
-    cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return recipe.peak_rate * (recipe.last_share + (1 - recipe.last_share) * cosine)
+    """Return the learning rate of a step, counted from 0: warm-up, plateau, straight descent."""
+    rising = (step + 1) / recipe.warm_up
+    falling = (recipe.steps - step) / (recipe.steps * recipe.descent_share)
+    return recipe.peak_rate * min(1.0, rising, falling)
 
 
 def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, PackedRows]:
@@ -92,7 +93,7 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, PackedRows]:
 
 
 def train(name: str, recipe: Recipe, out: Path, *, compiled: bool = False) -> None:
-    """Train a model and leave it in a folder.
+    """Train a model and leave it in a folder; go on where an earlier run in this folder stopped.
 
     Args:
         name: One of the bundled names.
@@ -104,24 +105,57 @@ def train(name: str, recipe: Recipe, out: Path, *, compiled: bool = False) -> No
 
     logger.info("writing the corpus")
     tokenizer, packed = prepare(recipe)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)  # noqa: TID251  transformers draws weights from the global generator
-        model = new_model(name, vocabulary=len(tokenizer), end=tokenizer.convert_tokens_to_ids(END_OF_TEXT))
-    model.train()
-    model.set_attn_implementation("eager")  # on CPU its backward pass is the faster one
-    forward = torch.compile(model) if compiled else model
+    model = _untrained(name, tokenizer, recipe.seed)
     optimiser = _optimiser(model, recipe)
-    parameters = sum(p.numel() for p in model.parameters())
-    logger.info("%s: %.2f M parameters, %d steps", name, parameters / 1e6, recipe.steps)
+    done = load_state(out, model, optimiser)
+    forward: Callable[..., Any] = torch.compile(model) if compiled else model
+    parameters = list(model.parameters())
+    size = sum(p.numel() for p in parameters)
+    logger.info("%s: %.2f M parameters, steps %d to %d", name, size / 1e6, done, recipe.steps)
     started, losses = time.monotonic(), []
-    for step in range(recipe.steps):
-        rows = np.arange(step * recipe.rows, (step + 1) * recipe.rows)
-        losses.append(_step(forward, matrices_and_vectors, optimiser, batch_of(packed, rows), recipe, step))
-        if (step + 1) % 100 == 0:
+    for step in range(done, recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        batch = batch_of(packed, np.arange(step * recipe.rows, (step + 1) * recipe.rows))
+        loss = weighted_loss(forward, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.largest_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if (step + 1) % LOG_EVERY == 0:
             elapsed_s = time.monotonic() - started
-            logger.info("step %d loss %.4f (%.0f s)", step + 1, np.mean(losses[-100:]), elapsed_s)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            mean = np.mean(losses[-LOG_EVERY:])
+            logger.info("step %d of %d, loss %.4f (%.0f s)", step + 1, recipe.steps, mean, elapsed_s)
+        if (step + 1) % recipe.save_every == 0:
             save(model, tokenizer, out)
+            save_state(out, model, optimiser, step + 1)
+    save(model, tokenizer, out)
+    (out / STATE_FILE_NAME).unlink(missing_ok=True)
+
+
+def weighted_loss(forward: Callable[..., Any], batch: Batch) -> torch.Tensor:
+    """Return the cross-entropy of the next tokens, in nats, answers weighted more than the rest.
+
+    Args:
+        forward: A causal language model.
+        batch: Rows of tokens.
+
+    Returns:
+        Weighted mean over all targets, a scalar.
+    """
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = forward(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).logits
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+    weights = batch.weights.flatten()
+    return (each * weights).sum() / weights.sum()
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -167,33 +201,14 @@ def _optimiser(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98), fused=True)
 
 
-def _step(
-    model: Callable[..., Any],
-    parameters: list[torch.nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    recipe: Recipe,
-    step: int,
-) -> float:
+def _untrained(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
     import torch
 
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(recipe, step)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).logits
-    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-    weights = batch.weights.flatten()
-    loss = (each * weights).sum() / weights.sum()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.largest_norm)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return loss.item()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # noqa: TID251  transformers draws weights from the global generator
+        model = new_model(name, vocabulary=len(tokenizer), end=tokenizer.convert_tokens_to_ids(END_OF_TEXT))
+    model.set_attn_implementation("eager")  # on CPU its backward pass is the faster one
+    return model.train()
 
 
 def _arguments() -> argparse.Namespace:

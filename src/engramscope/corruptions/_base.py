@@ -121,6 +121,10 @@ class Corruption(ABC):
         """
         return [[] if self.level == "activation" else [Draw(0)] for _ in pairs]
 
+    def noise_level(self, pairs: Sequence[TokenizedPair], facts: ModelFacts) -> float | None:
+        """Standard deviation of the noise that is added; None where none is."""
+        return None
+
     def ablations(self, pairs: Sequence[TokenizedPair], seed: int) -> list[list[Ablation]]:
         """For level "activation": what is written into the clean run of every pair (one entry per draw)."""
         return [[] for _ in pairs]

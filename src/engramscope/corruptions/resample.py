@@ -30,12 +30,12 @@ class ResampleAblation(Corruption):
 
     The value is one that the node really takes, on another prompt, so the model stays closer to its distribution than
     under `zero` or `mean`. Donors of a pair are other pairs with equally many clean tokens (values are taken position
-    by position) and with other tokens (the same tokens would change nothing), drawn without replacement: donor number d
-    is the d-th of all possible donors in the order of SHA-256(seed, pair id, donor id). So the draws depend neither on
-    the order of the pairs nor on how many draws are asked for, and limiting the set changes them only where it removes
-    one of the donors. Pairs of the same `group` may be donors: whether a group is a template (then only donors of the
-    same group make sense position by position) or a subject (then they are too alike) is the study's business; filter the
-    pairs accordingly.
+    by position) and with other tokens (the same tokens would change nothing), drawn without replacement: donor number
+    d is the d-th of all possible donors in the order of SHA-256(seed, pair id, donor id). So the draws depend neither
+    on the order of the pairs nor on how many draws are asked for, and limiting the set changes them only where it
+    removes one of the donors. Pairs of the same `group` may be donors: whether a group is a template (then only
+    donors of the same group make sense position by position) or a subject (then they are too alike) is the study's
+    business; filter the pairs accordingly.
 
     There is no corrupted run: direction `noise` only, recovery undefined; a prompt that the pair brings as `corrupted`
     is not used.

@@ -45,6 +45,8 @@ _Write: TypeAlias = Callable[[str, int | None, _Flags], _Flags]
 
 #: a module of which nothing is known but the block that it stands in
 _OTHER = "other"
+#: here the attention and MLP modules add the residual themselves: their outputs are the residual stream
+_ADD_THE_RESIDUAL = frozenset({"bloom"})
 #: only these can close a path: a changed residual passes every other site by
 _CLOSING = frozenset({"embed", "resid_pre", "resid_mid", "resid_post", "z", "attn_out", "final_norm", "logits"})
 
@@ -321,14 +323,17 @@ def _place_of(path: str, anatomy: Anatomy) -> _Place:
     too; the head's output determines the logits also where they are soft-capped. A module inside an MLP is taken for a
     part of its neurons: it acts at its own position only, and closes no path.
     """
+    adds = anatomy.model_type in _ADD_THE_RESIDUAL
     known: dict[str | None, _Place] = {
         anatomy.embed: ("embed", None), anatomy.head: ("logits", None), anatomy.final_norm: ("final_norm", None),
         **{name: ("resid_post", layer) for layer, name in enumerate(anatomy.blocks)},
-        **{name: ("attn_out", layer) for layer, name in enumerate(anatomy.attention)},
+        **{name: ("resid_mid" if adds else "attn_out", layer) for layer, name in enumerate(anatomy.attention)},
     }  # fmt: skip
     if path in known:
         return known[path]
     for layer, block in enumerate(anatomy.blocks):
+        if path == f"{block}.mlp" and adds:
+            return "resid_post", layer
         if path == f"{block}.mlp" or path.startswith(f"{block}.mlp."):
             return "mlp_act", layer
         if path.startswith(f"{block}."):

@@ -13,7 +13,7 @@ from engramscope.errors import PairsError
 from engramscope.locate.cells import Cell
 from engramscope.locate.cuts import CutFinder, changed_positions, patched_positions
 from engramscope.locate.means import reference_means
-from engramscope.locate.prepare import Prepared, prepare
+from engramscope.locate.prepare import Prepared, model_facts, prepare
 from engramscope.locate.rows import rows_of
 from engramscope.locate.runs import Means
 from engramscope.locate.scoring import Scorer
@@ -95,6 +95,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy))
+
+    @property
+    def noise_level(self) -> float | None:
+        """Standard deviation of the noise on the embeddings; None where the corruption adds none."""
+        return self.corruption.noise_level([pair.tokens for pair in self.prepared], model_facts(self.model))
 
     def means(self, cells: tuple[Cell, ...]) -> Means:
         """Reference means for mean ablation of these cells."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from engramscope.corruptions import make_corruption
 from engramscope.corruptions._base import Ablation, Corruption, Draw, ModelFacts
 from engramscope.engine.plan import BaseRun
-from engramscope.errors import ModelError
+from engramscope.errors import ModelError, PairsError, shortened
 from engramscope.models.model import Model
 from engramscope.pairs.pair import PairSet
 from engramscope.pairs.tokenize import tokenize_pairs
@@ -67,7 +67,7 @@ def prepare(
     if model.tokenizer is None:
         raise ModelError(f"Model {model.name!r} has no tokenizer, so prompts cannot be turned into tokens.")
     how = make_corruption(corruption, {}) if isinstance(corruption, str) else corruption
-    rewritten = PairSet(tuple(how.rewrite(pair) for pair in pairs), pairs.name)
+    rewritten = rewrite_pairs(pairs, how)
     tokens = tokenize_pairs(rewritten, model.tokenizer, how.alignment)
     draws = how.draws(tokens, model_facts(model), seed)
     ablations = how.ablations(tokens, seed)
@@ -88,7 +88,24 @@ def model_facts(model: Model) -> ModelFacts:
             embedded: Tensor = model.hf.get_input_embeddings()(torch.tensor(list(ids), device=model.device))
         return embedded.float().cpu()
 
-    return ModelFacts(encode, embed)
+    return ModelFacts(encode, embed, model.hf.get_input_embeddings().weight.shape[0])
+
+
+def rewrite_pairs(pairs: PairSet, corruption: Corruption) -> PairSet:
+    """The pairs as the corruption wants their texts.
+
+    Raises:
+        PairsError: every pair that lacks what the corruption needs.
+    """
+    kept, faults = [], []
+    for pair in pairs:
+        try:
+            kept.append(corruption.rewrite(pair))
+        except PairsError as error:
+            faults.extend(error.faults)
+    if faults:
+        raise PairsError(shortened(faults))
+    return PairSet(tuple(kept), pairs.name)
 
 
 def clean_run(pair: Prepared, continuation: tuple[int, ...] = ()) -> BaseRun:

@@ -55,7 +55,7 @@ class Metric(ABC):
 
         Args:
             logits: for `first_token` metrics positions = 1, the logits after the prompt's last token. For
-                `whole_answer` metrics row i has been continued by ONE correct answer of `n` tokens (the executor's caller
+                `whole_answer` metrics row i has been continued by ONE correct answer of `n` tokens (the caller
                 makes one row per acceptable answer) and positions = n: the logits that predict each of its tokens; then
                 `targets[i].correct` holds exactly that one answer.
             targets: one per row.

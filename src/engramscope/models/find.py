@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,13 @@ def find(hf: Any) -> Found:
     }
     widths, others = _module_paths(parts.recording)
     return Found(_anatomy(hf, parts, blocks, n_heads, refusals), accesses, widths, others)
+
+
+def without_sites(found: Found, reasons: Mapping[str, str]) -> Found:
+    """The same, with these sites refused for these reasons."""
+    refusals = {**reasons, **found.anatomy.refusals}
+    accesses = {place: access for place, access in found.accesses.items() if place[0] not in reasons}
+    return replace(found, anatomy=replace(found.anatomy, refusals=refusals), accesses=accesses)
 
 
 def _anatomy(hf: Any, parts: Parts, blocks: _Blocks, n_heads: int, refusals: Mapping[str, str]) -> Anatomy:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from engramscope.errors import SiteError
+from engramscope.errors import ModelError, SiteError
 from engramscope.models.anatomy import Anatomy
-from engramscope.models.find import Found, find
+from engramscope.models.find import Found, find, without_sites
 from engramscope.models.interface import attention_configs
+from engramscope.models.probe import SEQ, close, forward, random_tokens
 from engramscope.models.site import GLOBAL_SITES, SITE_SHAPES, SITES, Port, SiteAccess, is_module_path
 from engramscope.registry import nearest
 
@@ -82,14 +83,20 @@ class Model:
             ModelError: its parts cannot be told apart.
             CheckError: a self-check fails, so results would not be trustworthy.
         """
-        from engramscope.models.selfcheck import ensure_sound, self_checks
+        from engramscope.models.selfcheck import ensure_sound, self_checks, unsound_sites
 
         hf.eval()
         _use_eager_attention(hf)
-        model = cls(hf, tokenizer, find(hf), name=name, source=source, revision=revision)
-        if check:
-            object.__setattr__(model, "checks", tuple(self_checks(model)))
-            ensure_sound(model.name, model.checks)
+        _ensure_decoder(hf, name)
+        found = find(hf)
+        model = cls(hf, tokenizer, found, name=name, source=source, revision=revision)
+        if not check:
+            return model
+        checks = tuple(self_checks(model))
+        ensure_sound(name, checks)
+        if unsound := unsound_sites(checks):
+            model = cls(hf, tokenizer, without_sites(found, unsound), name=name, source=source, revision=revision)
+        object.__setattr__(model, "checks", checks)
         return model
 
     @property
@@ -221,6 +228,22 @@ def _unknown_site(path: str, known: tuple[str, ...]) -> str:
         hint = nearest(path, known).split(" Known:")[0]
         return f"The model has no module {path}{hint if hint != '.' else '.'}"
     return f"Unknown site {path!r}{nearest(path, SITES)} A module path has dots, for example {known[-1]}."
+
+
+def _ensure_decoder(hf: Any, name: str) -> None:
+    """Refuse encoders: in a causal model a later token does not change what comes before it."""
+    if getattr(hf.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder model ({hf.config.model_type}); Engramscope needs a decoder.")
+    tokens = random_tokens(hf, 2, SEQ, seed=5)
+    tokens[1, :-1] = tokens[0, :-1]
+    if tokens[0, -1] == tokens[1, -1]:
+        tokens[1, -1] = tokens[0, 0]
+    logits = forward(hf, tokens)
+    if not close(logits[1, :-1], logits[0, :-1], ulps=4096 if logits.dtype in (torch.float32, torch.float64) else 32):
+        raise ModelError(
+            f"{name} is not causal: a later token changes the logits of earlier ones ({hf.config.model_type} looks like "
+            "an encoder); Engramscope needs a causal language model."
+        )
 
 
 def _use_eager_attention(hf: Any) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engramscope.models.hooks import Hook
 from engramscope.models.parts import Parts
 from engramscope.models.probe import ROWS, SEQ, Recording, below, close, eps_of, random_tokens, record, reset_rows
-from engramscope.models.hooks import Hook
 
 #: pairs of candidates that are tried for each block before it is given up
 MAX_TRIES = 12

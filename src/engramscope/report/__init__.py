@@ -1,1 +1,7 @@
-"""HTML report and figures; reads only a results folder."""
+"""The report of a study: HTML and figures, made from its results folder only."""
+
+from __future__ import annotations
+
+from engramscope.report.page import write_report
+
+__all__ = ["write_report"]

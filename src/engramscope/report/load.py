@@ -68,7 +68,7 @@ def load(folder: Path) -> Study:
 
 
 def with_shown(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary with what is shown: `shown = estimate`, and for noising `1 - recovery`, with its interval and name."""
+    """The summary with what is shown: `shown = estimate`, and for noising `1 - recovery`, with interval and name."""
     lost = ((summary["direction"] == "noise") & (summary["estimate_kind"] == "recovery")).to_numpy(dtype=bool)
     estimate, low, high = (summary[name].to_numpy(dtype=float) for name in ("estimate", "low", "high"))
     kinds = zip(summary["estimate_kind"], summary["direction"], strict=True)

@@ -47,6 +47,12 @@ class Values:
         largest = float(open_cells.max()) if open_cells.size else 0.0
         return min(max(largest, 0.1), 1.5) if self.quantity in {"recovery", "loss"} else (largest or 1.0)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many cells are detected, of how many that could be."""
+        tested = ~self.cut & np.isfinite(self.shown)
+        return int((self.detected & tested).sum()), int(tested.sum())
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -61,7 +67,7 @@ class Panel:
         rows, columns: labels.
         metrics: metric -> values.
         note: what the reader must know about it.
-        names: names of the cells, [rows][columns], for "places" only.
+        sweeps: the sweeps that are drawn.
     """
 
     key: str
@@ -78,21 +84,27 @@ class Panel:
 
 
 def panels(study: Study) -> list[Panel]:
-    """Every figure of a study, in reading order: profiles over layers, heatmaps, single places."""
+    """Every figure of a study, in reading order: profiles over layers, heatmaps sweep by sweep, single places."""
     summary = study.summary
-    out: list[Panel] = []
-    for direction in dict.fromkeys(summary["direction"]):
+    profiles: list[Panel] = []
+    maps: list[tuple[int, Panel]] = []
+    single: list[Panel] = []
+    sweeps = [str(name) for name in dict.fromkeys(summary["sweep"])]
+    for direction in (str(name) for name in dict.fromkeys(summary["direction"])):
         here = summary.loc[(summary["direction"] == direction).to_numpy()]
-        kinds = {sweep: _kind(here.loc[(here["sweep"] == sweep).to_numpy()]) for sweep in dict.fromkeys(here["sweep"])}
+        kinds = {sweep: _kind(here.loc[(here["sweep"] == sweep).to_numpy()]) for sweep in sweeps}
         lines = [sweep for sweep, kind in kinds.items() if kind == "profile"]
-        if lines:
-            out += _profiles(here, lines, str(direction))
-        for sweep in (sweep for sweep, kind in kinds.items() if kind == "heatmap"):
-            out.append(_heatmap(here.loc[(here["sweep"] == sweep).to_numpy()], str(direction), study))
         points = [sweep for sweep, kind in kinds.items() if kind == "places"]
-        if points:
-            out.append(_places(here.loc[here["sweep"].isin(points).to_numpy()], str(direction)))
-    return _with_unique_keys(out)
+        profiles += _profiles(here, lines, direction) if lines else []
+        single += [_places(here.loc[here["sweep"].isin(points).to_numpy()], direction)] if points else []
+        maps += [
+            (sweeps.index(sweep), _heatmap(here.loc[(here["sweep"] == sweep).to_numpy()], direction, study))
+            for sweep, kind in kinds.items()
+            if kind == "heatmap"
+        ]
+    # both directions of a sweep stand side by side
+    ordered = [panel for _, panel in sorted(maps, key=lambda item: item[0])]
+    return _with_unique_keys([*profiles, *ordered, *single])
 
 
 def slug(text: str) -> str:
@@ -110,7 +122,9 @@ def _with_unique_keys(found: list[Panel]) -> list[Panel]:
     return out
 
 
-def _kind(rows: pd.DataFrame) -> Literal["heatmap", "profile", "places"]:
+def _kind(rows: pd.DataFrame) -> Literal["heatmap", "profile", "places", "none"]:
+    if not len(rows):
+        return "none"
     layers = _count(rows, "layer")
     others = max(_count(rows, name) for name in ("head", "position", "position_role"))
     if layers >= 2:
@@ -229,7 +243,10 @@ def _in_blocks(panel: Panel) -> Panel:
         else:
             width += 1
     metrics = {name: _blocks(values, height, width) for name, values in panel.metrics.items()}
-    note = f"Blocks of {height} × {width} cells: each shows its largest value that is no cut; every cell is in summary.csv."
+    note = (
+        f"Blocks of {height} × {width} cells: each shows its largest value that is no cut; "
+        "every cell is in summary.csv."
+    )
     return Panel(
         **{
             **panel.__dict__,
@@ -296,7 +313,15 @@ def _profiles(here: pd.DataFrame, sweeps: list[str], direction: str) -> list[Pan
         metrics=metrics,
         sweeps=tuple(sweeps),
     )
-    strip = Panel(**{**panel.__dict__, "key": f"sites-{slug(direction)}", "kind": "heatmap", "title": "Layer by site"})
+    strip = Panel(
+        **{
+            **panel.__dict__,
+            "key": f"sites-{slug(direction)}",
+            "kind": "heatmap",
+            "title": "Layer by site",
+            "rows": tuple(sweeps),
+        }
+    )
     return [panel, strip] if len(sweeps) > 1 else [panel]
 
 

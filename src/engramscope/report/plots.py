@@ -1,4 +1,4 @@
-"""Panels as the data that the page's script draws with plotly: numbers, and labels that plotly cannot take for markup."""
+"""Panels as the data that the page's script draws: numbers, and labels that plotly cannot take for markup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from engramscope.report.escape import plotly_text
 from engramscope.report.panels import Panel, Values
-from engramscope.report.words import METRIC_UNITS, metric_words
+from engramscope.report.words import METRIC_UNITS, metric_words, shortened
 
 
 def figure_data(found: Sequence[Panel]) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "rowTitle": plotly_text(panel.row_title),
         "columnTitle": plotly_text(panel.column_title),
         "rows": [plotly_text(label) for label in panel.rows],
+        "shortRows": [plotly_text(shortened(label, 15)) for label in panel.rows],
         "columns": [plotly_text(label) for label in panel.columns],
         "metrics": {metric: _values(values, metric) for metric, values in panel.metrics.items()},
     }

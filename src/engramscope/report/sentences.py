@@ -21,6 +21,7 @@ from engramscope.report.words import (
     number,
     p_value,
     percent,
+    whole,
 )
 
 #: sites through which much or all of the computation runs: their recovery is high wherever information passes
@@ -67,7 +68,8 @@ def question(study: Study) -> str:
     how = _CORRUPTIONS.get(str(corruption), str(corruption)) if corruption else "as given"
     pairs = counted(used, "pair") + (f" of {origin}" if origin else "")
     sweeps = joined([_sweep_words(study.summary, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
-    return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {sweeps or 'nothing'}."
+    patched = sweeps or "nothing"
+    return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {patched}."
 
 
 def _sweep_words(summary: pd.DataFrame, sweep: str) -> str:
@@ -120,10 +122,11 @@ def _headline(study: Study) -> Mapping[str, Any] | None:
     peaks = [peak for peak in peaks if not missing(peak.get("estimate")) and not _is_cut(study, peak)]
 
     def rank(peak: Mapping[str, Any]) -> tuple[bool, bool, float]:
-        site = str(_cell_of(peak).get("site"))
+        # by the selection half: choosing among sweeps by the confirmation half would flatter its numbers again
         lost = peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery"
-        size = abs(float(peak["estimate"]) - (1.0 if lost else 0.0))
-        return (peak.get("direction") == "noise", site in _STREAM, -size)
+        chosen_by = peak["estimate"] if missing(peak.get("selection_estimate")) else peak["selection_estimate"]
+        site = str(_cell_of(peak).get("site"))
+        return (peak.get("direction") == "noise", site in _STREAM, -abs(float(chosen_by) - (1.0 if lost else 0.0)))
 
     return min(peaks, key=rank, default=None)
 
@@ -165,24 +168,18 @@ def _peak_sentence(study: Study) -> str:
     numbers = f"{sure}{f'; {n}{clusters}' if n else ''}"
     halves = " on pairs that were not used to choose it" if peak.get("selection_estimate") is not None else ""
     where = cell_words(cell)
+    of = f"{size} of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else size
+    verb = _verb(kind, direction, metric)
     if not confirmed(peak, study.confidence):
-        return (
-            f"No single component stands out: the largest estimate, {where}, is {size} of {metric_words(metric)}{halves} "
-            f"({numbers}) and is not distinguishable from no effect."
-            if kind != "recovery"
-            else f"No single component stands out: the largest estimate, {where}, {_verb(kind, direction)} {size} of the "
-            f"clean–corrupted gap in {metric_words(metric)}{halves} ({numbers}), which is not distinguishable from none."
-        )
-    of = (
-        f" of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else f" ({metric_words(metric)})"
-    )
-    return f"Patching {where} {_verb(kind, direction)} {size}{of}{halves} ({numbers})."
+        among = f"the peak of the sweep {peak.get('sweep')}, {where},"
+        return f"No peak stands: {among} {verb} {of}{halves} ({numbers}), which is not distinguishable from no effect."
+    return f"Patching {where} {verb} {of}{halves} ({numbers})."
 
 
-def _verb(kind: str, direction: str) -> str:
+def _verb(kind: str, direction: str, metric: str) -> str:
     if kind == "recovery":
         return "destroys" if direction == "noise" else "recovers"
-    return "changes the metric by"
+    return f"changes the {metric_words(metric)} by"
 
 
 def _p(peak: Mapping[str, Any]) -> str:
@@ -200,7 +197,7 @@ def _count_sentence(study: Study) -> str:
     rows = _tested(study)
     if not len(rows):
         return ""
-    found = int(rows["detected"].sum())
+    found = int(rows["detected"].to_numpy(dtype=bool).sum())
     level = percent(1.0 - study.confidence)
     if not found:
         smallest = p_value(rows["p_adjusted"].min(), "smallest adjusted p")
@@ -208,16 +205,15 @@ def _count_sentence(study: Study) -> str:
             f"Nothing is detected: of {counted(len(rows), 'cell')} none differs from no effect after correction for "
             f"multiple comparisons ({smallest}, level {level})."
         )
-    by_sweep = rows.groupby(["sweep", "direction"], sort=False)["detected"].agg(["sum", "size"])
-    several = len({direction for _, direction in by_sweep.index}) > 1
-    parts = [
-        f"{int(total)} of {int(size)} in {sweep}{f' ({direction})' if several else ''}"
-        for (sweep, direction), total, size in zip(by_sweep.index, by_sweep["sum"], by_sweep["size"], strict=True)
-    ]
-    return (
-        f"{found} of {counted(len(rows), 'cell')} {'is' if found == 1 else 'are'} detected after correction for multiple "
-        f"comparisons within each sweep (level {level}): {joined(parts, 6)}."
-    )
+    counts = f"{whole(found)} of {counted(len(rows), 'cell')} {'is' if found == 1 else 'are'} detected"
+    corrected = f"after correction for multiple comparisons (level {level})"
+    peak = _headline(study)
+    if peak is None or len(rows.drop_duplicates(["sweep", "direction"])) == 1:
+        return f"In all, {counts} {corrected}."
+    same = (rows["sweep"] == peak.get("sweep")) & (rows["direction"] == peak.get("direction"))
+    mine = rows.loc[same.to_numpy()]
+    here = f"{whole(int(mine['detected'].to_numpy(dtype=bool).sum()))} of {counted(len(mine), 'cell')}"
+    return f"In this sweep {here}, and over all sweeps {counts} {corrected}."
 
 
 def _contrast_sentence(study: Study) -> str:
@@ -266,7 +262,8 @@ def _cut_sentence(study: Study) -> str:
     reason = "every path from what was changed to the answer runs through it, so no other value was possible"
     if len(cuts) == 1:
         return f"Not a finding: the value at {cell_name(example)}{size} holds by construction; {reason}."
+    many = counted(len(cuts), "cell")
     return (
-        f"Not findings: {counted(len(cuts), 'cell')}, such as {cell_name(example)}{size}, hold by construction; {reason}. "
+        f"Not findings: {many}, such as {cell_name(example)}{size}, hold by construction; {reason}. "
         "They are hatched in the figures and kept out of rankings and tests."
     )

@@ -12,11 +12,9 @@ import pandas as pd
 from engramscope.report.load import Study, records, section, strings
 from engramscope.report.words import (
     METRIC_UNITS,
-    NARROW_SPACE,
     amount,
     bare_p,
     cell_name,
-    counted,
     interval,
     metric_words,
     missing,
@@ -24,6 +22,7 @@ from engramscope.report.words import (
     percent,
     seconds,
     token_text,
+    whole,
 )
 
 TOP = 15
@@ -118,7 +117,7 @@ def contrast_rows(study: Study) -> list[dict[str, Any]]:
                 "difference": number(row.get("difference")),
                 "interval": f"{number(low)} to {number(high)}" if known else "no interval",
                 "p": bare_p(row.get("p")),
-                "clear": known and not float(low) <= 0.0 <= float(high),  # type: ignore[arg-type]
+                "differs": known and not float(low) <= 0.0 <= float(high),  # type: ignore[arg-type]
             }
         )
     return out
@@ -204,6 +203,11 @@ def _pieces(tokens: list[str], other: list[str], lead: int) -> list[tuple[str, b
     for token, partner in zip(tokens, other, strict=True):
         kept, lead = token[lead:], max(0, lead - len(token))
         changed = token != partner
+        if changed and (space := kept[: len(kept) - len(kept.lstrip(" "))]):
+            # the space before a word is not what differs, unless it is all that there is
+            kept = kept[len(space) :] or kept
+            if kept != space:
+                out.append((space, False))
         if out and out[-1][1] == changed:
             out[-1] = (out[-1][0] + kept, changed)
         elif kept:
@@ -233,7 +237,7 @@ def provenance(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     timings = section(manifest, "timings_s")
     return [
         ("Model", [*_named(model, ("name", "source", "model_type", "revision", "weight_hash", "dtype", "device")),
-                   *((name, f"{int(model[name]):,}".replace(",", NARROW_SPACE)) for name in (*sizes, "parameters")
+                   *((name, whole(int(model[name]))) for name in (*sizes, "parameters")
                      if not missing(model.get(name)))]),
         ("Run", [*_named(manifest, ("engramscope", "status", "started", "finished")),
                  ("elapsed", seconds(manifest.get("elapsed_s"))),
@@ -246,7 +250,7 @@ def provenance(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _floor(metric: str, value: object) -> str:
-    return f"{number(value, 2)} {METRIC_UNITS.get(metric, '')}".strip()
+    return f"{number(value)} {METRIC_UNITS.get(metric, '')}".strip()
 
 
 def _named(values: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -255,7 +259,7 @@ def _named(values: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str,
 
 def _counts(study: Study) -> list[tuple[str, str]]:
     counts = section(study.manifest, "counts")
-    plain = [(name, counted(int(counts[name]), "").strip()) for name in ("pairs", "used", "cells", "rows")
+    plain = [(name, whole(int(counts[name]))) for name in ("pairs", "used", "cells", "rows")
              if isinstance(counts.get(name), int)]  # fmt: skip
     by_status = [(f"rows: {name}", str(value)) for name, value in section(counts, "by_status").items()]
     return [*plain, *by_status, ("confidence", percent(study.confidence))]
@@ -266,8 +270,8 @@ def self_checks(study: Study) -> list[dict[str, Any]]:
     out = [
         {
             "name": str(check.get("name", "")),
-            "value": number(check.get("value"), 2),
-            "tolerance": number(check.get("tolerance"), 2),
+            "value": number(check.get("value")),
+            "tolerance": number(check.get("tolerance")),
             "passed": bool(check.get("passed", True)),
             "detail": str(check.get("detail") or ""),
         }
@@ -278,6 +282,6 @@ def self_checks(study: Study) -> list[dict[str, Any]]:
         value, tolerance = parity.get("max_abs_diff"), parity.get("tolerance")
         passed = missing(value) or missing(tolerance) or float(value) <= float(tolerance)  # type: ignore[arg-type]
         detail = f"{parity.get('checked', 0)} cells recomputed with the reference executor"
-        out.append({"name": "parity", "value": number(value, 2), "tolerance": number(tolerance, 2), "passed": passed,
+        out.append({"name": "parity", "value": number(value), "tolerance": number(tolerance), "passed": passed,
                     "detail": detail})  # fmt: skip
     return out

@@ -46,6 +46,7 @@ METRIC_UNITS: Mapping[str, str] = {
     "kl": "nats",
     "rank": "ranks",
 }
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CONTROL = {"\n": "↵", "\r": "↵", "\t": "⇥", "": "∅"}
 
 
@@ -56,18 +57,24 @@ def missing(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def number(value: object, digits: int = 3) -> str:
-    """A number with `digits` significant digits and a true minus sign; a dash for a missing one."""
+def number(value: object) -> str:
+    """A number for reading: two decimals, two significant digits below 0.1, powers of ten when tiny or huge.
+
+    The minus sign is a true one; a dash stands for a missing value. Full precision is in the tables, not in the page.
+    """
     if missing(value):
         return DASH
     x = float(value)  # type: ignore[arg-type]
+    size = abs(x)
     if math.isinf(x):
         return f"{MINUS if x < 0 else ''}∞"
     if x == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(x))))
-    text = f"{x:.{places}f}" if 1e-4 <= abs(x) < 1e7 else f"{x:.{digits - 1}e}"
-    return "0" if float(text) == 0 else text.replace("-", MINUS)
+    if size < 1e-3 or size >= 1e6:
+        digits, power = f"{x:.1e}".split("e")
+        return f"{digits} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace("-", MINUS)
+    places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.095 else 3 if size >= 0.0095 else 4
+    return f"{x:.{places}f}".replace("-", MINUS)
 
 
 def percent(value: object) -> str:
@@ -194,7 +201,8 @@ def place_words(cell: Mapping[str, Any]) -> str:
     """Where in the prompt a cell is, " at subject, last"; empty for all positions together."""
     position, role = cell.get("position"), cell.get("position_role")
     if not missing(position):
-        return f" at position {int(position)}"  # type: ignore[arg-type]
+        known = "" if missing(role) or role == "all" else f" ({role_words(role)})"
+        return f" at position {int(position)}{known}"  # type: ignore[arg-type]
     if missing(role) or role == "all":
         return ""
     return " at the last position" if role == "last" else f" at {role_words(role)}"
@@ -234,8 +242,12 @@ def joined(items: list[str], most: int = 4) -> str:
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:
     """`1 pair`, `24 pairs`, `12 480 cells`."""
-    shown_ = f"{count:,}".replace(",", NARROW_SPACE)
-    return f"{shown_} {singular if count == 1 else plural or singular + 's'}"
+    return f"{whole(count)} {singular if count == 1 else plural or singular + 's'}"
+
+
+def whole(count: int) -> str:
+    """A whole number with its thousands set apart: `12 480`."""
+    return f"{count:,}".replace(",", NARROW_SPACE)
 
 
 def seconds(value: object) -> str:
@@ -244,7 +256,7 @@ def seconds(value: object) -> str:
         return DASH
     total = float(value)  # type: ignore[arg-type]
     if total < 60:
-        return f"{number(total, 2)} s"
+        return f"{total:.1f} s" if total >= 0.05 else "0 s"
     minutes, rest = divmod(round(total), 60)
     hours, minutes_left = divmod(minutes, 60)
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"

@@ -16,10 +16,15 @@ class Task(ABC):
     Class attributes:
         version: changed whenever the same seed gives other pairs.
         source: where the content comes from.
+        corruption: the corruption that the pairs are made for.
+        model: the model whose tokenizer the pairs are made for, under which prompts that are to be aligned have equally
+            many tokens; a bundled name, or that of a model to be fetched.
     """
 
     version: ClassVar[str]
     source: ClassVar[str]
+    corruption: ClassVar[str] = "str"
+    model: ClassVar[str]
 
     @abstractmethod
     def pairs(self, limit: int | None, rng: np.random.Generator) -> PairSet:

@@ -2,9 +2,9 @@
 
 Columns `clean corrupted` and, by task:
 
-* greater-than: `label` or `correct_idx`, the last two digits y of the start year ("… from the year 1352 to the year
-  13", 52). Correct are the two-digit years above y, incorrect 00 to y. Span `year`: the two digits in the prompt; group: the
-  noun.
+* greater-than: `label` or `correct_idx`, the last two digits y of the start year (52 for "… from the year 1352 to the
+  year 13"). Correct are the two-digit years above y, incorrect 00 to y. Span `year`: the two digits in the prompt;
+  group: the noun.
 * indirect object: `corrupted_hard correct_idx incorrect_idx`. The two numbers are ids of some tokenizer, so the
   answers are taken from the text: `clean` and `corrupted_hard` differ in one word, the repeated name (incorrect) in
   `clean` and the other name (correct) in `corrupted_hard`. Given a tokenizer, the ids must decode to these names;
@@ -141,8 +141,11 @@ def _check_ids(rows: list[tuple[str, Row]], pairs: list[Pair], source: Source, f
             elif known.setdefault(answer, number) != number:
                 faults.add(where, f"{answer!r} has the token id {number} here but {known[answer]} before")
             elif source.tokenizer is not None and _decoded(source, int(number)) != answer.strip():
-                faults.add(where, f"token {number} of this tokenizer is {_decoded(source, int(number))!r}, not {answer!r}; "
-                                  "the file was made for another tokenizer")  # fmt: skip
+                decoded = _decoded(source, int(number))
+                faults.add(
+                    where,
+                    f"token {number} of this tokenizer is {decoded!r}, not {answer!r}; the file was made for another",
+                )
 
 
 def _decoded(source: Source, token: int) -> str:

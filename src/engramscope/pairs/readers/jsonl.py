@@ -1,8 +1,8 @@
 """Our own format: one JSON object per line, with the keys of `Pair`.
 
-Keys: `clean` and `correct` are needed; `id corrupted incorrect group spans corrupted_spans labels` are not. `correct`
-and `incorrect` are lists of texts (one text stands for a list of one); spans are `{"name": [start, end]}` in characters.
-Empty lines are skipped; a byte order mark and Windows line ends do no harm.
+Keys: `clean` and `correct` are needed; `id corrupted incorrect group spans corrupted_spans labels` are not.
+`correct` and `incorrect` are lists of texts (one text stands for a list of one); spans are `{"name": [start, end]}`
+in characters. Empty lines are skipped; a byte order mark and Windows line ends do no harm.
 """
 
 from __future__ import annotations

@@ -25,10 +25,7 @@ class Parquet(Reader):
         faults = Faults(source.name)
         table = [_plain(row) for row in _table(source)]
         check_columns(table[0] if table else KEYS, faults)
-        rows = [
-            (f"row {number}", unpack(row, f"row {number}", faults))
-            for number, row in enumerate(table, start=1)
-        ]
+        rows = [(f"row {number}", unpack(row, f"row {number}", faults)) for number, row in enumerate(table, start=1)]
         return pairs_of(rows, faults)
 
 
