@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import transformers
-from engramscope.models.model import Model
 from torch import nn
+
+from engramscope.models.model import Model
 
 #: sizes that most configurations share; `d_head` is not `hidden_size / n_heads` where a family lets it differ
 _LLAMA = {

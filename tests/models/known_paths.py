@@ -78,7 +78,9 @@ def _llama(
     *, attn: str = "self_attn", mlp: str = "mlp", down: str | None = "mlp.down_proj", out: str = "self_attn.o_proj",
     norm: str = "model.norm", middle: str | None = "post_attention_layernorm", split: Split | None = None,
 ) -> Known:  # fmt: skip
-    return Known("model.layers", "model.embed_tokens", norm, attn, mlp, out, down, split or _separate("self_attn"), middle)
+    return Known(
+        "model.layers", "model.embed_tokens", norm, attn, mlp, out, down, split or _separate("self_attn"), middle
+    )
 
 
 def _falcon(split: Split, middle: str | None = None) -> Known:

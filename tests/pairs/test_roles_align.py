@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from engramscope.pairs.align import both_ends, identity
-from engramscope.pairs.roles import is_taken, known_roles, position_roles
 from hypothesis import given
 from hypothesis import strategies as st
+
+from engramscope.pairs.align import both_ends, identity
+from engramscope.pairs.roles import is_taken, known_roles, position_roles
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
         (4, 1, {}, "bos further further last"),
         (1, 0, {}, "last"),
         (1, 1, {}, "bos"),
-        (8, 1, {"subject": (2, 3, 4)}, "bos before subject_first subject_middle subject_last after_subject further last"),
-        (7, 0, {"subject": (1, 2, 3, 4)}, "before subject_first subject_middle subject_middle subject_last after_subject last"),
+        (8, 1, {"subject": (2, 3, 4)}, "bos before subject_first subject_middle subject_last" + " after_subject further last"),
+        (7, 0, {"subject": (1, 2, 3, 4)}, "before subject_first " + "subject_middle " * 2 + "subject_last after_subject last"),
         (4, 0, {"subject": (1,)}, "before subject_last after_subject last"),
         (3, 0, {"subject": (0, 1)}, "subject_first subject_last last"),
         (3, 0, {"subject": (1, 2)}, "before subject_first subject_last"),

@@ -1,4 +1,4 @@
-"""Tokens, spans and answers against independent reconstructions, and every way in which they could silently be wrong."""
+"""Tokens, spans and answers against independent reconstructions, and ways in which they could silently be wrong."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engramscope.errors import PairsError
-from engramscope.pairs import Pair, PairSet, tokenize_pair, tokenize_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from engramscope.errors import PairsError
+from engramscope.pairs import Pair, PairSet, tokenize_pair, tokenize_pairs
 from tests.pairs.tiny_tokenizers import CORPUS, gpt2_like, llama_like, real, shared, trimmed, word_level
 
 BYTE = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -63,10 +63,12 @@ def test_spans_against_the_bytes_of_the_tokens(data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", ["gpt2-tokenizer", "stories260K"])
 def test_spans_of_real_tokenizers_decode_to_the_subject(name: str) -> None:
     tokenizer = real(name)
-    for subject in ("Eiffel Tower", "Émile Zola", "日本", "🙂", "X", "the \"Tower\"", "O'Neill", "Ελλάδα"):
+    for subject in ("Eiffel Tower", "Émile Zola", "日本", "🙂", "X", 'the "Tower"', "O'Neill", "Ελλάδα"):
         for text in (f"{subject} is in", f"The {subject} is in", f"In ({subject}), a"):
             start = text.index(subject)
-            found = tokenize_pair(Pair("p", text, (" Paris",), spans={"subject": (start, start + len(subject))}), tokenizer)
+            found = tokenize_pair(
+                Pair("p", text, (" Paris",), spans={"subject": (start, start + len(subject))}), tokenizer
+            )
             positions = found.clean.spans["subject"]
             decoded = tokenizer.decode([found.clean.ids[p] for p in positions])
             assert subject in decoded
@@ -152,10 +154,10 @@ def test_missing_space_is_noted() -> None:
 
 
 def test_corrupted_prompt_that_changes_the_tokens_of_an_answer_is_noted() -> None:
-    tokenizer = real("gpt2-tokenizer")
-    found = tokenize_pair(Pair("p", "the year 13", ("00",), "the year 55", ("77",)), tokenizer)
-    after = [tokenizer(text)["input_ids"] for text in ("the year 1300", "the year 5500")]
-    assert any("after the corrupted prompt" in note for note in found.notes) == (len(after[0]) != len(after[1]))
+    note = "after the corrupted prompt 'is' would be other tokens than after the clean one"
+    pair = Pair("p", "the Tower (", ("is",), "the Tower ", ("in",))
+    assert note in tokenize_pair(replace(pair, incorrect=()), gpt2_like(), "both_ends").notes
+    assert not tokenize_pair(replace(pair, corrupted="the city ("), gpt2_like(), "both_ends").notes
 
 
 def test_characters_outside_the_vocabulary() -> None:
@@ -228,7 +230,9 @@ CLEAN = "The Eiffel Tower is in the city of"
     ],
 )  # fmt: skip
 @ANY
-def test_span_in_the_corrupted_prompt(tokenizer: Any, corrupted: str, given_spans: dict[str, Any], expected: str) -> None:
+def test_span_in_the_corrupted_prompt(
+    tokenizer: Any, corrupted: str, given_spans: dict[str, Any], expected: str
+) -> None:
     pair = Pair("p", CLEAN, (" Paris",), corrupted, spans={"subject": (4, 16)}, corrupted_spans=given_spans)
     found = tokenize_pair(pair, tokenizer(), "both_ends")
     ids = [found.corrupted.ids[position] for position in found.corrupted.spans["subject"]]
@@ -253,8 +257,8 @@ def test_subjects_of_unequal_length_under_equal_alignment_are_noted() -> None:
 
 
 def test_span_that_ends_inside_a_token_is_noted() -> None:
-    found = tokenize_pair(Pair("p", "In Parisian cafes", (" the",), spans={"subject": (3, 8)}), real("gpt2-tokenizer"))
-    assert found.clean.texts[found.clean.spans["subject"][-1]] == " Parisian"
+    found = tokenize_pair(Pair("p", "In Germany now", (" the",), spans={"subject": (3, 9)}), real("gpt2-tokenizer"))
+    assert found.clean.texts[found.clean.spans["subject"][-1]] == " Germany"
     assert any("reaches beyond it" in note for note in found.notes)
 
 

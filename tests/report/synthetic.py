@@ -70,8 +70,8 @@ def summary_row(**values: Any) -> dict[str, Any]:
     row |= {
         "study": "epilepsy", "corruption": "str", "direction": "denoise", "position_role": "all", "window": 1,
         "metric": "logit_diff", "n": N_PAIRS, "n_clusters": 8, "estimate_kind": "recovery", "estimate": estimate,
-        "low": estimate - half, "high": estimate + half, "effect": 3 * estimate, "effect_low": 3.1 * (estimate - half),
-        "effect_high": 3.1 * (estimate + half), "recovery": estimate, "recovery_low": estimate - half,
+        "low": estimate - half, "high": estimate + half, "effect": 3 * estimate, "effect_low": 3 * (estimate - half),
+        "effect_high": 3 * (estimate + half), "recovery": estimate, "recovery_low": estimate - half,
         "recovery_high": estimate + half, "p": p / 8, "p_adjusted": p, "q": p / 2, "two_sd": abs(estimate) > 0.2,
         "d_z": estimate / 0.05, "same_sign_share": 0.5 + min(0.5, abs(estimate)), "noise_floor": 1e-6, "cut": False,
         "detected": p < 0.05, "note": "",

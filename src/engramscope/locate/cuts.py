@@ -60,6 +60,10 @@ class _Target:
     closes: bool
 
 
+#: stands for every cell that closes no path
+_OPEN = _Target((), whole=False, closes=False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Geometry:
     """Everything besides the cell that decides: positions of the target run, up to the last read-out.
@@ -151,9 +155,9 @@ class CutFinder:
             return False
         target = self._target(cell)
         geometry = _geometry(cell.direction, pair, changed, readout)
-        key = (target if target.closes else None, tuple(positions) if target.closes else (), geometry)
+        key = (target, tuple(positions), geometry) if target.closes else (_OPEN, (), geometry)
         if key not in self._cuts:
-            self._cuts[key] = not self._differs_from_source(target, tuple(positions), geometry)
+            self._cuts[key] = not self._differs_from_source(*key)
         return self._cuts[key]
 
     def is_inert(

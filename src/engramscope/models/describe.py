@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engramscope.models.model import Model
-from engramscope.models.selfcheck import self_checks
+from engramscope.models.selfcheck import SelfCheck, self_checks
 from engramscope.models.site import GLOBAL_SITES, SITES, AttentionPattern, ModelLogits, Port, ResidMid, SiteAccess
 
 
@@ -130,15 +130,35 @@ def _range(blocks: tuple[str, ...]) -> str:
     return f"{blocks[0]} … {blocks[-1]}" if len(blocks) > 1 else blocks[0]
 
 
-def _checks(model: Model) -> Table:
-    table = Table(title="Self-checks", title_justify="left")
+def _checks(model: Model) -> Group:
+    checks = model.checks or tuple(self_checks(model))
+    general = Table(title="Self-checks of the model", title_justify="left")
     for column in ("check", "value", "held to", "", "what it says"):
-        table.add_column(column, overflow="fold")
-    for check in model.checks or self_checks(model):
-        bound = f"> {check.tolerance:.1e}" if check.name.startswith("reaches") else f"≤ {check.tolerance:.1e}"
-        mark = Text("passed", style="green") if check.passed else Text("failed", style="bold red")
-        table.add_row(check.name, f"{check.value:.2e}", bound, mark, Text(check.detail))
-    return table
+        general.add_column(column, overflow="fold")
+    for check in checks:
+        if not check.name.startswith(("shape ", "write-back ", "reaches ")):
+            general.add_row(
+                check.name, f"{check.value:.1e}", f"≤ {check.tolerance:.1e}", _mark(check), Text(check.detail)
+            )
+    by_site = Table(title="Self-checks of the sites", title_justify="left")
+    for column in ("site", "shape", "write-back changes the logits by", "a change reaches the logits"):
+        by_site.add_column(column)
+    found = {check.name: check for check in checks}
+    for site in SITES:
+        if f"shape {site}" in found:
+            shape, same, reach = (found[f"{kind} {site}"] for kind in ("shape", "write-back", "reaches logits"))
+            cells = (_mark(shape), _mark(same, f"{same.value:.1e}"), _mark(reach, f"{reach.value:.1e}"))
+            by_site.add_row(site, *cells)
+    return Group(general, by_site)
+
+
+def _mark(check: SelfCheck, shown: str = "") -> Text:
+    if not check.passed:
+        return Text(f"{shown} failed".strip(), style="bold red")
+    silent = check.name.startswith("reaches") and check.value <= check.tolerance
+    return Text(
+        f"{shown} (its weights are zero)" if silent else shown or "passed", style="yellow" if silent else "green"
+    )
 
 
 def _table(title: str, facts: list[tuple[str, str]]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engramscope.errors import ModelError
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.heads import HeadLayout, Projection, find_layouts
 from engramscope.models.parts import Parts, find_parts
@@ -55,7 +56,9 @@ def find(hf: Any) -> Found:
         ModelError: the model is not a stack of blocks with an embedding and a head.
     """
     parts = find_parts(hf)
-    n_heads = parts.query_heads or int(hf.config.get_text_config().num_attention_heads)
+    n_heads = parts.query_heads or getattr(hf.config.get_text_config(), "num_attention_heads", None)
+    if not isinstance(n_heads, int):
+        raise ModelError(f"{type(hf).__name__} has no attention heads; Engramscope needs a transformer.")
     layouts = find_layouts(hf, parts, n_heads)
     writes = find_writes(hf, parts)
     neurons = [_down_projection(hf, parts, layer, write) for layer, write in enumerate(writes)]
@@ -210,20 +213,30 @@ def _reason(site: str, name: str, where: str, parts: Parts, blocks: _Blocks, lay
 
 
 def _down_projection(hf: nn.Module, parts: Parts, layer: int, writes: Writes | None) -> str | None:
-    """The matrix at the end of the MLP: the last one called outside the attention whose output is what the MLP writes."""
+    """The matrix at the end of the MLP: the last one called outside the attention whose output is the whole MLP's.
+
+    A matrix among others (an expert beside routed ones) is none: its output is not what the MLP writes.
+    """
     attention, recording, block = parts.attention[layer], parts.recording, parts.blocks[layer]
-    if writes is None or attention is None:
+    if attention is None:
         return None
-    outside = [path for path in linears(hf, block, recording) if not below(path, attention)]
-    targets = [recording.output(writes.mlp), recording.input(writes.mlp)]
-    for path in reversed(outside):
+    for path in reversed(linears(hf, block, recording)):
         returned, given = recording.output(path), recording.input(path)
-        if returned is None or given is None or recording.once(path) is None:
+        if below(path, attention) or returned is None or given is None:
             continue
-        # with a norm after the MLP the matrix's output is that norm's input
-        if any(target is not None and close(returned, target) for target in targets):
+        if writes is not None:
+            # with a norm after the MLP the matrix's output is that norm's input
+            whole = [recording.output(writes.mlp), recording.input(writes.mlp)]
+        else:
+            whole = [recording.output(_child_of(block, path))]
+        if any(value is not None and close(returned, value) for value in whole):
             return path
     return None
+
+
+def _child_of(block: str, path: str) -> str:
+    """The direct child of `block` that holds `path`."""
+    return f"{block}.{path.removeprefix(block + '.').split('.')[0]}"
 
 
 def _module_paths(recording: Recording) -> tuple[dict[str, int], dict[str, str]]:

@@ -227,5 +227,3 @@ def _keep(store: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
         store[layer] = value.clone()
 
     return keep
-
-

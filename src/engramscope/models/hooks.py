@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
@@ -143,9 +144,7 @@ def input_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | N
     return args[place] if isinstance(place, int) else kwargs[place]
 
 
-def with_input(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`(args, kwargs)` with the input's tensor replaced."""
     place = _input_place(args, kwargs)
     assert place is not None, "a module without an input tensor has no input to replace"
@@ -222,7 +221,9 @@ def _resid_mid_hooks(access: ResidMid, fn: Tap, shape: _BatchShape) -> list[Hook
     def write(added: Tensor) -> Tensor | None:
         middle = pre[0] + added
         new = tap(middle)
-        # equal to `new - resid_pre`, and exactly `added` wherever `new` is the old value
-        return None if new is None else added + (new - middle)
+        if new is None:
+            return None
+        # `new - resid_pre`; where nothing changed exactly `added`, in a form through which gradients reach `new`
+        return torch.where(new == middle, added + (new - middle), new - pre[0])
 
     return [_hook(access.resid_pre, keep), _hook(access.attn_out, shape.by_token(write))]

@@ -49,7 +49,9 @@ def resolve_hub(name: str, revision: str | None, bundled: Sequence[str]) -> HubM
     except RevisionNotFoundError:
         raise ModelError(f"The hub has a model {name!r}, but no revision {revision!r} of it.") from None
     except GatedRepoError:
-        raise ModelError(f"The model {name!r} is gated: accept its terms on the hub and log in (`hf auth login`).") from None
+        raise ModelError(
+            f"The model {name!r} is gated: accept its terms on the hub and log in (`hf auth login`)."
+        ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(_unknown(name, bundled)) from None
     except Exception as error:  # noqa: BLE001  (which http library is behind the hub depends on its version)

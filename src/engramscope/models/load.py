@@ -212,7 +212,9 @@ def _ensure_causal_lm(place: Place, config: Any) -> None:
             f"{place.name} is no causal language model ({config.model_type}); Engramscope needs one that predicts the "
             "next token."
         )
-    encoder = [item for item in architectures if re.search(r"ForMaskedLM|ForSequenceClass|ForTokenClass|ForQuestion", item)]
+    encoder = [
+        item for item in architectures if re.search(r"ForMaskedLM|ForSequenceClass|ForTokenClass|ForQuestion", item)
+    ]
     if encoder and len(encoder) == len(architectures):
         raise ModelError(
             f"{place.name} was saved as {encoder[0]}, which is no causal language model; Engramscope needs one that "

@@ -126,14 +126,18 @@ def _attention(
     found: list[str | None] = []
     for block in blocks:
         inside = [path for path in users if below(path, block)]
-        mixing = inside or [path for path in recording.calls if path.startswith(f"{block}.") and _mixes(recording, path)]
+        mixing = inside or [
+            path for path in recording.calls if path.startswith(f"{block}.") and _mixes(recording, path)
+        ]
         found.append(max(mixing, key=lambda path: path.count(".")) if mixing else None)
     # a layer whose attention writes nothing shows no mixing: it is built like the others
     relative = {path.removeprefix(block) for path, block in zip(found, blocks, strict=True) if path is not None}
     if len(relative) == 1:
         (tail,) = relative
         paths = dict(hf.named_modules())
-        found = [path or (block + tail if block + tail in paths else None) for path, block in zip(found, blocks, strict=True)]
+        found = [
+            path or (block + tail if block + tail in paths else None) for path, block in zip(found, blocks, strict=True)
+        ]
     return tuple(found)
 
 

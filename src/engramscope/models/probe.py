@@ -130,6 +130,11 @@ def reset_rows(blocks: Sequence[nn.Module], change: Callable[[Tensor], None] | N
     """
 
     def reset(value: Tensor) -> Tensor:
+        if value.ndim != 3:
+            raise ModelError(
+                f"The blocks of this model pass on a tensor of shape {tuple(value.shape)} instead of one residual stream "
+                "[batch, seq, d_model]; Engramscope cannot work on it."
+            )
         new = value[:1].expand_as(value).clone()
         if change is not None:
             change(new)

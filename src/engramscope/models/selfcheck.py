@@ -76,7 +76,8 @@ def ensure_sound(name: str, checks: Sequence[SelfCheck]) -> None:
     failed = [check for check in checks if not check.passed and not check.sites]
     if failed:
         shown = "; ".join(
-            f"{check.name}: {check.value:.3g}, at most {check.tolerance:.3g} expected ({check.detail})" for check in failed
+            f"{check.name}: {check.value:.3g}, at most {check.tolerance:.3g} expected ({check.detail})"
+            for check in failed
         )
         raise CheckError(f"{name} fails a self-check, so results on it could not be trusted: {shown}.")
 

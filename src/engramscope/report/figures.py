@@ -63,7 +63,7 @@ def _save(figure: Figure, target: Path, ending: str) -> None:
         # a prompt may hold letters that the font lacks; the box that is drawn instead says so itself
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         metadata = {"Date": None} if ending == "svg" else {}
-        figure.savefig(handle, format=ending, dpi=200, metadata=metadata, bbox_inches="tight", facecolor="white")
+        figure.savefig(handle, format=ending, dpi=200, metadata=metadata, facecolor="white")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -30,7 +30,7 @@ _SENTENCES = (
     ("day", "Once upon a time, there was a little {kind} named {name}. One day,", " she", " he"),
 )
 #: a girl's and a boy's name of as many tokens
-_NAMES = (("Lily", "Tim"), ("Sara", "Bob"), ("Amy", "Max"))
+_NAMES = (("Lily", "Tim"), ("Sara", "Bob"), ("Mia", "Max"))
 
 
 class Stories(Task):

@@ -32,7 +32,9 @@ from engramscope.pairs.readers._table import csv_rows, header_of
 #: singular and plural verb forms that complete an agreement prompt
 VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
 
-_YEARS = re.compile(r"^(?:The )?(?P<noun>.*?) .*\byear (?P<century>\d\d)(?P<year>\d\d)\b.* (?P=century)$", re.DOTALL)
+_YEARS = re.compile(
+    r"^(?:The )?(?P<noun>.+?) \w+ from the year (?P<century>\d\d)(?P<year>\d\d)\b.* (?P=century)$", re.ASCII | re.DOTALL
+)
 _WORD = re.compile(r"\w+|\W")
 Row: TypeAlias = dict[str, str]
 
