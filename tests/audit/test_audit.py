@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from engramscope.audit import CHECKS, SEVERITIES, AuditContext, Check, Finding, run_checks
+from engramscope.audit._facts import cut_shares
 from engramscope.audit._show import count, listed, percent, quoted, tokens
 from engramscope.locate.cells import Cell
 from engramscope.models.anatomy import Anatomy
@@ -106,8 +108,16 @@ class Words:
 
 
 def cell(site: str = "mlp_out", layer: int | None = 0, **more: Any) -> Cell:
-    settings = {"sweep": "s", "position": None, "position_role": "all", "direction": "denoise", "window": 1, **more}
-    return Cell(site=site, layers=() if layer is None else (layer,), heads=None, layer=layer, **settings)
+    settings = {
+        "heads": None,
+        "sweep": "s",
+        "position": None,
+        "position_role": "all",
+        "direction": "denoise",
+        "window": 1,
+        **more,
+    }
+    return Cell(site=site, layers=() if layer is None else (layer,), layer=layer, **settings)
 
 
 def baselines(values: Sequence[tuple[float, float | None]], metric: str = "logit_diff") -> pd.DataFrame:
@@ -197,7 +207,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("ok", with_tokens(in_tokens((1, 2), (1, 2)), study_=study({"method": "zero"}))),
     ],
     "duplicate_pairs": [
-        case("warning", AuditContext(study(), pairs(3, clean="a", corrupted="b")), "2 pairs of 3", "p0, p1, p2"),
+        case("warning", AuditContext(study(), pairs(3, clean="a", corrupted="b")), "2 of 3 pairs", "p0, p1, p2"),
         case("note", AuditContext(study(), pairs(3, clean="a", corrupted="b", group="g"))),
         case("ok", AuditContext(study(), pairs())),
     ],
@@ -216,6 +226,8 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             "10 × “[town] is in”",
         ),
         case("ok", AuditContext(study(), pairs()), "40 clusters by group"),
+        case("ok", AuditContext(study(stats={"cluster": "pair"}), pairs()), "40 clusters by pair"),
+        case("warning", AuditContext(study(stats={"cluster": "pair"}), pairs(group="g")), "40 of them", "g: 40 pairs"),
         case("ok", AuditContext(study(stats={"cluster": "kind"}), PairSet.of(
             [pair(n, group="g", labels={"kind": str(n % 12)}) for n in range(40)])), "12 clusters by kind"),
     ],
@@ -316,7 +328,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
     ],
     "leading_space": [
         case("warning", with_tokens(tokenizer=Words(), pairs=pairs(1, correct=("France",))),
-             "1 pair", "“France” is |France|, with a space | France|"),
+             "1 pair", "“France” is | ofFrance|, with a space | France|"),
         case("warning", with_tokens(tokenizer=Words(), pairs=pairs(1, incorrect=("Italy",)))),
         case("warning", with_tokens(tokenizer=Words(), pairs=pairs(1, clean="in the land of ", correct=("Italy",))),
              "1 prompt ends in a space", "| of| |"),
@@ -352,7 +364,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("ok", with_tokens(in_tokens(), in_tokens((1, 2), (1, 4), 1))),
     ],
     "cut_sites": [
-        case("note", with_model([FREE, CUT], {CUT: 1.0}), "1 cell of 2", "resid_post L1"),
+        case("note", with_model([FREE, CUT], {CUT: 1.0}), "1 of 2 cells", "resid_post L1"),
         case("note", with_model([FREE, CUT], {CUT: 0.25}), "in 25 % of the pairs"),
         case("warning", with_model([FREE, cell("logits", None, sweep="end")], {cell("logits", None, sweep="end"): 1.0}),
              "Every cell of 1 sweep (end)"),
@@ -486,6 +498,22 @@ def test_an_empty_set_of_pairs_is_no_crash() -> None:
     empty = AuditContext(study(), PairSet.of([]), [], Words(0), ANATOMY, [], {}, **results(
         effects=effects().iloc[:0], summary=summary().iloc[:0], baselines=baselines([])))  # fmt: skip
     assert {finding.check for finding in run_checks(empty)} == set(CHECKS.names())
+
+
+def test_cuts_are_found_where_nobody_gives_them() -> None:
+    heads = [cell("z", 0, sweep="z", heads=(0,)), cell("z", 0, sweep="z")]
+    end = cell("resid_post", 1, position_role="last")
+    third = cell("embed", None, position=1, position_role=None)
+    cells = [*heads, end, third, FREE]
+    tokenized = [in_tokens(), in_tokens((5, 6, 7), (5, 8, 7), 1), in_tokens((5, 6, 7), (9, 8, 7), 2)]
+    context = AuditContext(study(), pairs(3), tokenized, anatomy=ANATOMY, cells=cells)
+    assert cut_shares(context) == {heads[0]: 0.0, heads[1]: 0.0, end: 1.0, third: 2 / 3, FREE: 0.0}
+    noised = replace(tokenized[0], corrupted=replace(tokenized[0].clean, spans={"subject": (1,)}))
+    gaussian = AuditContext(study({"method": "gaussian"}), pairs(1), [noised], anatomy=ANATOMY, cells=cells)
+    assert cut_shares(gaussian)[third] == 1.0
+    zero = AuditContext(study({"method": "zero"}), pairs(3), tokenized, anatomy=ANATOMY, cells=cells)
+    assert set(cut_shares(zero).values()) == {0.0}
+    assert worst(look("cut_sites", context)) == "note"
 
 
 def test_naming() -> None:

@@ -17,7 +17,9 @@ from tests.tiny_models import FAMILIES, tiny_model
 TOKENS = torch.tensor([[5, 17, 60, 33, 88, 41, 9], [71, 17, 22, 90, 8, 52, 30]])
 OTHER = torch.tensor([[50, 7, 61, 3, 12, 77, 19], [4, 93, 26, 9, 80, 25, 31]])
 EXPECTED_REFUSALS = {
-    "resid_mid": {"gptj", "gpt_neox", "phi", "phi_gqa", "falcon", "falcon_mha", "falcon_new", "stablelm_parallel", "cohere2"},
+    "resid_mid": {
+        "gptj", "gpt_neox", "phi", "phi_gqa", "falcon", "falcon_mha", "falcon_new", "stablelm_parallel", "cohere2",
+    },
     "mlp_act": {"mixtral", "gpt_oss"},
     "pattern": {"falcon", "falcon_mha", "falcon_sequential", "falcon_new"},
 }  # fmt: skip

@@ -65,9 +65,9 @@ def test_two_sweeps_whose_names_look_alike_keep_two_files(tmp_path: Path) -> Non
 
 def test_heads_and_positions_at_once_show_the_largest_that_is_no_cut(tmp_path: Path) -> None:
     rows = [
-        synthetic.summary_row(sweep="all", site="z", layer=layer, head=head, position_role=role, estimate=value, cut=cut)
+        synthetic.summary_row(sweep="all", site="z", layer=layer, head=head, position_role=role, estimate=x, cut=cut)
         for layer in range(2) for head in range(2)
-        for role, value, cut in (("first", 0.1 * layer, False), ("s2", -0.3 - head, False), ("last", 5.0, True))
+        for role, x, cut in (("first", 0.1 * layer, False), ("s2", -0.3 - head, False), ("last", 5.0, True))
     ]  # fmt: skip
     (panel,) = panels(load(synthetic.build(tmp_path / "out", rows=rows)))
     np.testing.assert_allclose(panel.metrics["logit_diff"].shown, [[-0.3, -0.3], [-1.3, -1.3]])

@@ -25,8 +25,8 @@ def test_the_answer_in_numbers(tmp_path: Path) -> None:
     found = answer(study)
     text = _plain(found.lead)
     assert text.startswith(
-        "Patching head 5 of layer 3 recovers 62 % of the clean–corrupted gap in logit difference on pairs that were not used "
-        "to choose it (95 % interval 53 to 71 %, p = 0.0004; 12 pairs in 4 groups)."
+        "Patching head 5 of layer 3 recovers 62 % of the clean–corrupted gap in logit difference on pairs that were not "
+        "used to choose it (95 % interval 53 to 71 %, p = 0.0004; 12 pairs in 4 groups)."
     )
     tested = study.summary[(study.summary["metric"] == "logit_diff") & ~study.summary["cut"]]
     heads = tested[(tested["sweep"] == "heads") & (tested["direction"] == "denoise")]
@@ -65,7 +65,8 @@ def test_a_peak_that_is_not_confirmed_is_no_peak(tmp_path: Path, peak: dict[str,
 
 
 def test_nothing_detected_is_said_plainly(tmp_path: Path) -> None:
-    rows = [synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, estimate=0.0, p_adjusted=0.21 + layer / 10)
+    rows = [synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, estimate=0.0,
+                                  p_adjusted=0.21 + layer / 10)
             for layer in range(4)]  # fmt: skip
     text = _plain(_answer(tmp_path, rows=rows, findings={}).lead)
     assert text.startswith("Nothing is detected: of 4 cells none")
@@ -82,8 +83,8 @@ def test_what_undermines_the_claim_comes_first(tmp_path: Path) -> None:
         tmp_path, audit=audit, status="interrupted", parity={"checked": 4, "max_abs_diff": 0.1, "tolerance": 1e-4},
         self_checks=[{"name": "additivity", "value": 1.0, "tolerance": 0.1, "passed": False}],
     ).warning  # fmt: skip
-    for part in ("interrupted, not complete", "self-check additivity failed", "differ from the stored ones", "1 error (Bad σ)",
-                 "not supported", "1 warning (Few pairs)"):  # fmt: skip
+    for part in ("interrupted, not complete", "self-check additivity failed", "differ from the stored ones",
+                 "1 error (Bad σ)", "not supported", "1 warning (Few pairs)"):  # fmt: skip
         assert part in warning, part
     assert "Fine" not in warning
 
@@ -115,8 +116,8 @@ def test_the_headline_is_chosen_by_the_selection_half_and_is_never_a_cut(tmp_pat
 
 
 def test_a_contrast_whose_interval_holds_zero_is_no_difference(tmp_path: Path) -> None:
-    row = {"sweep": "mlp", "metric": "logit_diff", "statistic": "centre of mass", "values": [3.2, 2.9], "difference": 0.3,
-           "low": -0.4, "high": 0.9, "p": 0.4}  # fmt: skip
+    row = {"sweep": "mlp", "metric": "logit_diff", "statistic": "centre of mass", "values": [3.2, 2.9],
+           "difference": 0.3, "low": -0.4, "high": 0.9, "p": 0.4}  # fmt: skip
     contrast = {"label": "kind", "groups": ["a", "b"], "rows": [row]}
     assert "do not differ clearly" in _plain(_answer(tmp_path, findings={"contrast": contrast}).lead)
 

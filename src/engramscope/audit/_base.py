@@ -53,7 +53,7 @@ class AuditContext:
         tokenizer: a transformers tokenizer.
         anatomy: the model's parts.
         cells: every cell of every sweep.
-        cut: share of pairs (in [0, 1]) in which a cell is a cut.
+        cut: share of pairs (in [0, 1]) in which a cell is a cut; where it is None the checks find it themselves.
         effects: the effects table (`results.schema.EFFECTS`).
         summary: the summary (`results.schema.SUMMARY_COLUMNS`).
         baselines: the unpatched runs: pair, seed, metric, clean, corrupted (null for ablations).

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from engramscope.audit._base import AuditContext
 from engramscope.corruptions._base import Corruption
+from engramscope.locate.cells import Cell
+from engramscope.locate.cuts import CutFinder, patched_positions
 from engramscope.metrics._base import Metric
 from engramscope.pairs.pair import Pair
+from engramscope.pairs.tokenized import TokenizedPair
 from engramscope.registry import Registry
 from engramscope.study_file import StudyFile
 
@@ -38,8 +42,12 @@ def metrics_of(study: StudyFile) -> dict[str, type[Metric]]:
 
 def cluster_of(pair: Pair, by: str) -> str:
     """What a pair shares with the pairs that it depends on: its group, or the label `by`; else its own id."""
-    name = pair.group if by == "group" else pair.labels.get(by, "")
-    return name or pair.id
+    return shared_by(pair, by) or pair.id
+
+
+def shared_by(pair: Pair, by: str) -> str:
+    """The group of a pair, or its label `by`; empty where it has none, and for `by = "pair"`."""
+    return {"group": pair.group, "pair": ""}.get(by, pair.labels.get(by, ""))
 
 
 def clusters_of(context: AuditContext) -> list[str]:
@@ -70,6 +78,45 @@ def gaps(context: AuditContext, metric: str) -> dict[str, float]:
     sign = 1.0 if metrics_of(context.study)[metric].higher_is_better else -1.0
     clean, corrupted = (baseline_values(context, metric, run) for run in ("clean", "corrupted"))
     return {pair: sign * (clean[pair] - value) for pair, value in corrupted.items() if pair in clean}
+
+
+def cut_shares(context: AuditContext) -> dict[Cell, float]:
+    """Share of pairs (in [0, 1]) in which each cell is a cut: as given, or else from the graph of layers and positions.
+
+    The latter takes the read-out to be the prompt's last position. Pairs that look alike to the graph, and the single
+    heads of a layer, are asked once.
+    """
+    cells = context.cells or []
+    if context.cut is not None:
+        return {cell: context.cut.get(cell, 0.0) for cell in cells}
+    if context.anatomy is None or not context.tokenized or is_ablation(context.study):
+        return dict.fromkeys(cells, 0.0)
+    span = corruption_options(context.study).get("span") if context.study.corruption.method == "gaussian" else None
+    alike: dict[object, list[TokenizedPair]] = defaultdict(list)
+    for pair in context.tokenized:
+        spans = tuple(sorted((name, tuple(places)) for name, places in pair.clean.spans.items()))
+        noised = tuple(pair.corrupted.spans.get(str(span), ()))
+        alike[pair.alignment, pair.changed, pair.clean.roles, spans, noised].append(pair)
+    return _shares(CutFinder(context.anatomy), cells, list(alike.values()), span)
+
+
+def _shares(
+    finder: CutFinder, cells: Sequence[Cell], alike: Sequence[Sequence[TokenizedPair]], span: str | None
+) -> dict[Cell, float]:
+    def noised(pair: TokenizedPair) -> Sequence[int]:
+        return pair.corrupted.spans.get(span or "", ())
+
+    known: dict[object, float] = {}
+    shares = {}
+    for cell in cells:
+        heads = None if cell.heads is None else len(cell.heads)
+        key = (cell.site, cell.layers, heads, cell.position, cell.position_role, cell.direction)
+        if key not in known:
+            here = [pairs for pairs in alike if patched_positions(cell, pairs[0])]
+            cut = sum(len(pairs) * finder.cut_share(cell, pairs[:1], noised) for pairs in here)
+            known[key] = cut / sum(map(len, here)) if here else 0.0
+        shares[cell] = known[key]
+    return shares
 
 
 def without_cuts(table: Any) -> Any:

@@ -40,9 +40,9 @@ class AnswerTokens(Check):
                 self.finding(
                     "error",
                     f"{named(single)} scores a single token, but "
-                    f"{count(len({pair.pair.id for pair, _ in long}), 'pair')} have answers of several tokens. Use "
-                    "answer_log_prob for whole answers, or answers of one token; a missing leading space often splits "
-                    "a word.",
+                    f"{count(len({pair.pair.id for pair, _ in long}), 'pair has', 'pairs have')} answers of several "
+                    "tokens. Use answer_log_prob for whole answers, or answers of one token; a missing leading space "
+                    "often splits a word.",
                     listed(f"{pair.pair.id}: {tokens(token_texts(context, answer))}" for pair, answer in long),
                 )
             )

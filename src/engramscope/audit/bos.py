@@ -29,8 +29,8 @@ class Bos(Check):
             return [
                 self.finding(
                     "warning",
-                    f"{count(len(doubled), 'pair')} begin with two {named} tokens: the tokenizer adds one, and the "
-                    "prompt brings another. Take it out of the prompts.",
+                    f"In {count(len(doubled), 'pair')} a prompt begins with two {named} tokens: the tokenizer adds "
+                    "one, and the prompt brings another. Take it out of the prompts.",
                     listed(f"{pair.pair.id}: {tokens(pair.clean.texts[:4])} …" for pair in doubled),
                 )
             ]

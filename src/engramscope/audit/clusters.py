@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import clusters_of
+from engramscope.audit._facts import clusters_of, shared_by
 from engramscope.audit._show import count, listed, number, quoted
 from engramscope.pairs.pair import Pair
 
@@ -24,17 +25,20 @@ class Clusters(Check):
         by, clusters = context.study.stats.cluster, Counter(clusters_of(context))
         n, k = len(context.pairs), len(clusters)
         findings = self._few(k, n, context.study.stats.confidence)
-        alone = sum(1 for pair in context.pairs if not (pair.group if by == "group" else pair.labels.get(by)))
-        if alone:
-            whole = "No pair has" if alone == n else f"{alone} of {n} pairs have no"
+        alone = sum(1 for pair in context.pairs if not shared_by(pair, by))
+        if by == "pair":
+            findings += self._ignored(context.pairs)
+        elif alone:
+            whole = f"No pair has a {by}" if alone == n else f"{alone} of {n} pairs have no {by}"
             findings.append(
                 self.finding(
                     "note",
-                    f"{whole} {'a ' if alone == n else ''}{by}, so each of them counts as independent of all others. "
-                    "Pairs from one template or about one subject are not: name what they share.",
+                    f"{whole}, so each of them counts as independent of all others. Pairs from one template or about "
+                    "one subject are not: name what they share.",
                 )
             )
-            findings += self._templates([pair for pair in context.pairs if _template(pair)], alone == n)
+        if alone == n:
+            findings += self._templates([pair for pair in context.pairs if _template(pair)])
         return findings or self.ok(f"{count(n, 'pair')} in {count(k, 'cluster')} by {by}.")
 
     def _few(self, k: int, n: int, confidence: float) -> list[Finding]:
@@ -52,10 +56,25 @@ class Clusters(Check):
             told += f": nothing can be detected at {number(1 - confidence)}"
         return [self.finding("warning", f"{told}. {FEW} clusters or more are advised.")]
 
-    def _templates(self, pairs: list[Pair], ungrouped: bool) -> list[Finding]:
+    def _ignored(self, pairs: Iterable[Pair]) -> list[Finding]:
+        groups = Counter(pair.group for pair in pairs if pair.group)
+        shared = [(name, times) for name, times in groups.most_common() if times > 1]
+        if not shared:
+            return []
+        return [
+            self.finding(
+                "warning",
+                f'Every pair counts as independent (cluster = "pair"), though '
+                f"{sum(times for _, times in shared)} of them share a group with another one. Intervals are then too "
+                'narrow; leave cluster = "group".',
+                listed(f"{name}: {count(times, 'pair')}" for name, times in shared),
+            )
+        ]
+
+    def _templates(self, pairs: list[Pair]) -> list[Finding]:
         shared = Counter(_template(pair) for pair in pairs)
         common = [(text, times) for text, times in shared.most_common() if times > 1]
-        if not ungrouped or sum(times for _, times in common) < len(pairs) / 2 or not common:
+        if not common or sum(times for _, times in common) < len(pairs) / 2:
             return []
         return [
             self.finding(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import is_ablation, without_cuts
+from engramscope.audit._facts import cut_shares, is_ablation, without_cuts
 from engramscope.audit._show import cell_name, count, listed, named, percent, row_name
 from engramscope.locate.cells import Cell
 
@@ -29,8 +29,7 @@ class CutSites(Check):
             return self.ok(
                 "An ablation has no corrupted run, so there is nothing that a cell restores by construction."
             )
-        cells, cut = context.cells or [], context.cut or {}
-        shares = {cell: cut.get(cell, 0.0) for cell in cells}
+        cells, shares = context.cells or [], cut_shares(context)
         always = [cell for cell, share in shares.items() if share >= 1.0]
         partly = [(cell, share) for cell, share in shares.items() if 0.0 < share < 1.0]
         findings: list[Finding] = self._empty_sweeps(cells, set(always))
@@ -38,9 +37,9 @@ class CutSites(Check):
             findings.append(
                 self.finding(
                     "note",
-                    f"{count(len(always), 'cell')} of {len(cells)} cut every path from what was changed to the "
-                    "read-out: they restore 100 % in any model, also in one that knows nothing, so this is no "
-                    "finding. They are marked, and kept out of rankings, peaks and tests.",
+                    f"{len(always)} of {count(len(cells), 'cell')} cut every path from what was changed to the "
+                    "read-out. This restores 100 % in any model, also in one that knows nothing, so it is no finding. "
+                    "They are marked, and kept out of rankings, peaks and tests.",
                     listed(dict.fromkeys(cell_name(cell) for cell in always)),
                 )
             )
@@ -48,7 +47,7 @@ class CutSites(Check):
             findings.append(
                 self.finding(
                     "note",
-                    f"{count(len(partly), 'cell')} of {len(cells)} cut every path in a part of the pairs. These pairs "
+                    f"{len(partly)} of {count(len(cells), 'cell')} cut every path in a part of the pairs. These pairs "
                     "are left out of such a cell.",
                     listed(f"{cell_name(cell)}: in {percent(share)} of the pairs" for cell, share in partly),
                 )

@@ -27,7 +27,7 @@ class DuplicatePairs(Check):
             return self.ok(f"All {count(len(context.pairs), 'pair')} differ.")
         apart = [copy for copy in repeated if len({cluster for _, cluster, _ in copy}) > 1]
         extra = sum(len(copy) - 1 for copy in repeated)
-        message = f"{count(extra, 'pair')} of {len(context.pairs)} repeat another one word for word"
+        message = f"{extra} of {count(len(context.pairs), 'pair')} repeat another one word for word"
         items = listed(f"{', '.join(name for name, _, _ in copy)}: {quoted(copy[0][2])}" for copy in apart or repeated)
         if apart:
             return [

@@ -29,8 +29,8 @@ class Gap(Check):
             findings.append(
                 self.finding(
                     "warning",
-                    f"{count(out, 'pair')} of {n} ({percent(out / n)}) do not enter recovery. They are listed in the "
-                    "report; what holds for the others need not hold for them.",
+                    f"Recovery leaves out {count(out, 'pair')} of {n} ({percent(out / n)}), listed in the report. What "
+                    "holds for the others need not hold for them.",
                     listed(f"{pair}: {reason}" for pair, reason in context.excluded),
                 )
             )

@@ -44,7 +44,7 @@ class LeadingSpace(Check):
                     f"In {count(len({pair.id for pair, _ in bare}), 'pair')} an answer follows the prompt's last word "
                     "without a space. To the model a word without its leading space is another token, which it does "
                     "not expect there.",
-                    listed(f"{pair.id}: {self._both(context, answer)}" for pair, answer in bare),
+                    listed(f"{pair.id}: {self._both(context, pair.clean, answer)}" for pair, answer in bare),
                 )
             )
         if open_ended:
@@ -58,9 +58,15 @@ class LeadingSpace(Check):
             )
         return findings or self.ok("Prompts end without a space, and answers bring the space that they need.")
 
-    def _both(self, context: AuditContext, answer: str) -> str:
-        without, with_space = (token_texts(context, bare_ids(context, text)) for text in (answer, f" {answer}"))
+    def _both(self, context: AuditContext, prompt: str, answer: str) -> str:
+        without, with_space = (self._after(context, prompt, text) for text in (answer, f" {answer}"))
         return f"{quoted(answer)} is {tokens(without)}, with a space {tokens(with_space)}"
+
+    def _after(self, context: AuditContext, prompt: str, answer: str) -> tuple[str, ...]:
+        # in its place: SentencePiece puts a space before whatever it is given on its own
+        before, whole = bare_ids(context, prompt), bare_ids(context, prompt + answer)
+        same = next((i for i, (x, y) in enumerate(zip(before, whole, strict=False)) if x != y), len(before))
+        return token_texts(context, whole[same:])
 
     def _last(self, context: AuditContext, text: str) -> tuple[str, ...]:
         return token_texts(context, bare_ids(context, text)[-3:])

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
+from engramscope.audit._facts import cut_shares
 from engramscope.audit._show import count, listed, number
 
 
@@ -17,8 +18,7 @@ class Multiplicity(Check):
 
     def run(self, context: AuditContext) -> list[Finding]:
         """A note with the number of tests where there is more than one family of them."""
-        cut = context.cut or {}
-        tested = [cell for cell in context.cells or [] if cut.get(cell, 0.0) < 1.0]
+        tested = [cell for cell, share in cut_shares(context).items() if share < 1.0]
         metrics = len(context.study.metrics.names)
         families = Counter((cell.sweep, cell.direction) for cell in tested)
         tests, groups = metrics * len(tested), metrics * len(families)

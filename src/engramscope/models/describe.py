@@ -16,7 +16,7 @@ from engramscope.models.site import GLOBAL_SITES, SITES, AttentionPattern, Model
 
 def describe(model: Model) -> Group:
     """Everything that is known about a model, as something that rich can print."""
-    parts = [_facts(model), _sites(model)]
+    parts: list[Table | Group] = [_facts(model), _sites(model)]
     if model.tokenizer is not None:
         parts.append(_table("Tokenizer", tokenizer_facts(model.tokenizer, model.anatomy.vocab)))
     parts.append(_checks(model))
@@ -69,12 +69,12 @@ def _facts(model: Model) -> Table:
         ("architecture", f"{a.model_type} ({type(model.hf).__name__})"),
         ("from", source),
         ("parameters", f"{count:,}"),
-        ("layers", f"{a.n_layers}, {'attention and MLP side by side (parallel)' if a.parallel else 'attention, then MLP'}"),
+        ("layers", f"{a.n_layers}, {'attention beside MLP (parallel)' if a.parallel else 'attention, then MLP'}"),
         ("heads", heads),
         ("widths", f"d_model {a.d_model}, d_mlp {a.d_mlp or 'not separable'}, vocabulary {a.vocab}"),
         ("blocks", _range(a.blocks)),
         ("embedding, final norm, head", f"{a.embed}, {a.final_norm or 'none'}, {a.head}"),
-        ("attention weights", "attention interface of transformers" if a.attention_interface else "written out in the module"),
+        ("attention", "through the attention interface" if a.attention_interface else "written out in the module"),
         ("held as", f"{str(model.dtype).removeprefix('torch.')} on {model.device}"),
         ("weight hash (SHA-256)", model.weight_hash()),
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def _range(blocks: tuple[str, ...]) -> str:
 
 
 def _checks(model: Model) -> Group:
-    checks = model.checks or tuple(self_checks(model))
+    checks: tuple[SelfCheck, ...] = model.checks or tuple(self_checks(model))
     general = Table(title="Self-checks of the model", title_justify="left")
     for column in ("check", "value", "held to", "", "what it says"):
         general.add_column(column, overflow="fold")

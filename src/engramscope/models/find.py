@@ -171,7 +171,7 @@ def _refusals(
         missing = [layer for layer, access in by_layer.items() if access is None]
         if missing:
             where = "" if len(missing) == len(by_layer) else f" (layers {', '.join(map(str, missing))})"
-            reasons[site] = _reason(site, name, where, parts, blocks, missing[0])
+            reasons[site] = _reason(site, name, where, blocks, missing[0])
     if parts.recording.output(parts.embed) is None or _width(parts, parts.embed) != _width(parts, parts.blocks[0]):
         reasons["embed"] = f"{name} projects its token embedding to another width before the first block."
     if "final_norm" not in reasons and _width(parts, parts.final_norm) != _width(parts, parts.blocks[0]):
@@ -183,7 +183,7 @@ def _refusals(
     return reasons
 
 
-def _reason(site: str, name: str, where: str, parts: Parts, blocks: _Blocks, layer: int | None) -> str:
+def _reason(site: str, name: str, where: str, blocks: _Blocks, layer: int | None) -> str:
     writes = None if layer is None else blocks.writes[layer]
     if site == "final_norm":
         return f"In {name} no module's output is the input of the language-model head."
@@ -199,8 +199,8 @@ def _reason(site: str, name: str, where: str, parts: Parts, blocks: _Blocks, lay
         )
     if site == "mlp_act":
         return (
-            f"The MLP of {name}{where} has no single down projection whose input is the neurons of every token (fused or "
-            "routed experts)."
+            f"The MLP of {name}{where} has no single down projection whose input is the neurons of every token "
+            "(fused or routed experts)."
         )
     if site == "pattern":
         return f"In {name}{where} no module sees the attention weights, so they can be neither read nor replaced."

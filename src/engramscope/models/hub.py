@@ -67,8 +67,8 @@ def _from_cache(name: str, revision: str | None, bundled: Sequence[str], error: 
     if not isinstance(config, str):
         why = "offline mode is on" if isinstance(error, OfflineModeIsEnabled) else "the hub cannot be reached"
         raise ModelError(
-            f"There is no folder or bundled model {name!r}, and as a hub id it cannot be loaded: {why}, and this machine's "
-            f"cache does not have it{nearest(name, tuple(bundled)).replace('Known', 'Bundled')}"
+            f"There is no folder or bundled model {name!r}, and as a hub id it cannot be loaded: {why}, and this "
+            f"machine's cache does not have it{nearest(name, tuple(bundled)).replace('Known', 'Bundled')}"
         )
     folder = Path(config).parent
     return HubModel(folder.name, True, tuple(item.name for item in folder.iterdir()))

@@ -232,8 +232,8 @@ def _ensure_weights(place: Place, *, allow_pickle: bool) -> None:
         raise ModelError(f"{place.name} has no weights: there is no safetensors file beside its config.json.")
     if not allow_pickle:
         raise ModelError(
-            f"{place.name} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded; convert it "
-            "to safetensors (load it once with transformers and call save_pretrained), or pass allow_pickle = true if "
+            f"{place.name} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded; convert "
+            "it to safetensors (load it once with transformers and call save_pretrained), or pass allow_pickle = true if "
             "you trust its source."
         )
 
@@ -251,35 +251,37 @@ def _tokenizer(place: Place, *, trust_remote_code: bool) -> Any:
         raise ModelError(f"The tokenizer of {place.name} cannot be loaded: {_short(error)}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"The tokenizer of {place.name} ({type(tokenizer).__name__}) cannot say which characters a token stands for; "
-            "Engramscope needs one with a tokenizer.json."
+            f"The tokenizer of {place.name} ({type(tokenizer).__name__}) cannot say which characters a token stands "
+            "for; Engramscope needs one with a tokenizer.json."
         )
     return tokenizer
 
 
 def _weights(place: Place, config: Any, dtype: torch.dtype, *, trust_remote_code: bool, allow_pickle: bool) -> Any:
     has_safetensors = place.files is None or any("safetensors" in name for name in place.files)
-    options = {
+    options: dict[str, Any] = {
         "config": config, "dtype": dtype, "trust_remote_code": trust_remote_code, "output_loading_info": True,
         "use_safetensors": True if has_safetensors or not allow_pickle else None, **place.options,
     }  # fmt: skip
     try:
         with _quiet():
             try:
-                hf, info = AutoModelForCausalLM.from_pretrained(place.path, attn_implementation="eager", **options)
+                loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, attn_implementation="eager", **options)
             except (ValueError, TypeError) as error:
                 # a few classes accept no choice of attention; what they offer is found by the probe
                 if "attn" not in str(error):
                     raise
-                hf, info = AutoModelForCausalLM.from_pretrained(place.path, **options)
+                loaded = AutoModelForCausalLM.from_pretrained(place.path, **options)
     except Exception as error:  # noqa: BLE001  (safetensors, torch and transformers each raise their own)
         raise ModelError(f"The weights of {place.name} cannot be loaded: {_short(error)}") from None
+    hf, info = loaded
     lacking = sorted(str(key) for key in info.get("missing_keys") or ())
     wrong = sorted(str(key) for key in info.get("mismatched_keys") or ())
     if lacking or wrong:
         raise ModelError(
-            f"The weights of {place.name} do not fit its configuration: {len(lacking)} are missing and {len(wrong)} have "
-            f"another shape (for example {(lacking + wrong)[0]}), and would be random; nothing could be concluded from them."
+            f"The weights of {place.name} do not fit its configuration: {len(lacking)} are missing and {len(wrong)} "
+            f"have another shape (for example {(lacking + wrong)[0]}); they would be random, and nothing could be "
+            "concluded from them."
         )
     return hf
 

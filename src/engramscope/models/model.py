@@ -46,6 +46,9 @@ class Model:
     source: Origin
     revision: str | None
     checks: tuple[SelfCheck, ...]
+    _accesses: dict[tuple[str, int | None], SiteAccess]
+    _hash: str | None
+    _paths: tuple[dict[str, int], dict[str, str]]
 
     def __init__(
         self, hf: Any, tokenizer: Any, found: Found, *, name: str, source: Origin, revision: str | None = None
@@ -173,17 +176,19 @@ class Model:
 
     def weight_hash(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights and buffers that are saved; computed once."""
-        if self._hash is None:
-            object.__setattr__(self, "_hash", hash_of(self.hf.state_dict()))
-        return self._hash
+        known = self._hash
+        if known is None:
+            known = hash_of(self.hf.state_dict())
+            object.__setattr__(self, "_hash", known)
+        return known
 
     def __repr__(self) -> str:
         a = self.anatomy
         groups = "" if a.n_kv_heads == a.n_heads else f" ({a.n_kv_heads} key/value heads)"
         refused = f"; not offered: {', '.join(a.refusals)}" if a.refusals else ""
         return (
-            f"<Model {self.name!r}: {a.model_type}, {a.n_layers} layers, {a.n_heads} heads{groups}, d_model {a.d_model}, "
-            f"vocab {a.vocab}, {str(self.dtype).removeprefix('torch.')} on {self.device}{refused}>"
+            f"<Model {self.name!r}: {a.model_type}, {a.n_layers} layers, {a.n_heads} heads{groups}, "
+            f"d_model {a.d_model}, vocab {a.vocab}, {str(self.dtype).removeprefix('torch.')} on {self.device}{refused}>"
         )
 
     def _check_layer(self, site: str, layer: int | None) -> None:
@@ -241,8 +246,8 @@ def _ensure_decoder(hf: Any, name: str) -> None:
     logits = forward(hf, tokens)
     if not close(logits[1, :-1], logits[0, :-1], ulps=4096 if logits.dtype in (torch.float32, torch.float64) else 32):
         raise ModelError(
-            f"{name} is not causal: a later token changes the logits of earlier ones ({hf.config.model_type} looks like "
-            "an encoder); Engramscope needs a causal language model."
+            f"{name} is not causal: a later token changes the logits of earlier ones ({hf.config.model_type} looks "
+            "like an encoder); Engramscope needs a causal language model."
         )
 
 

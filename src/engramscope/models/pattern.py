@@ -22,7 +22,7 @@ _SEQ = 3
 def find_patterns(
     hf: Any, parts: Parts, layouts: Sequence[HeadLayout], n_heads: int
 ) -> tuple[AttentionPattern | None, ...]:
-    """Access to each block's attention weights; None where no module sees them, or replacing them does not act per head.
+    """Access to each block's attention weights; None where no module sees them or they do not act head by head.
 
     A place is accepted only if other weights of one head change that head's columns of `z` and no other's.
     """

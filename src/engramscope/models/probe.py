@@ -105,7 +105,7 @@ def record(hf: Any, tokens: Tensor, hooks: Sequence[Hook] = ()) -> Recording:
         tokens: ids [rows, seq].
         hooks: attached before the recording ones, so that what they change is recorded changed.
     """
-    recording = Recording(*tokens.shape)
+    recording = Recording(batch=tokens.shape[0], seq=tokens.shape[1])
     clock = [0]
     handles = []
     try:
@@ -132,8 +132,8 @@ def reset_rows(blocks: Sequence[nn.Module], change: Callable[[Tensor], None] | N
     def reset(value: Tensor) -> Tensor:
         if value.ndim != 3:
             raise ModelError(
-                f"The blocks of this model pass on a tensor of shape {tuple(value.shape)} instead of one residual stream "
-                "[batch, seq, d_model]; Engramscope cannot work on it."
+                f"The blocks of this model pass on a tensor of shape {tuple(value.shape)} instead of one residual "
+                "stream [batch, seq, d_model]; Engramscope cannot work on it."
             )
         new = value[:1].expand_as(value).clone()
         if change is not None:

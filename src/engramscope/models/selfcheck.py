@@ -85,7 +85,7 @@ def ensure_sound(name: str, checks: Sequence[SelfCheck]) -> None:
 def unsound_sites(checks: Sequence[SelfCheck]) -> dict[str, str]:
     """Sites that failed a check of their own, with a sentence that says which."""
     return {
-        site: f"It fails the self-check “{check.name}” on this model ({check.value:.3g}, {check.tolerance:.3g} allowed)."
+        site: f"It fails the self-check '{check.name}' on this model ({check.value:.3g}, {check.tolerance:.3g} allowed)."
         for check in checks
         if not check.passed
         for site in check.sites
@@ -138,12 +138,11 @@ def _write_back(model: Model, tokens: Tensor, base: Tensor) -> list[SelfCheck]:
         with taps(model, wanted):
             return _difference(model.logits(tokens), base)
 
-    together = written(model.sites)
-    exact = together == 0
-    checks = [
-        _check(f"write-back {site}", 0.0 if exact else written([site]), _tolerance(base), "the same value changes nothing", site)
-        for site in model.sites
-    ]  # fmt: skip
+    exact = written(model.sites) == 0
+    checks = []
+    for site in model.sites:
+        value = 0.0 if exact else written([site])
+        checks.append(_check(f"write-back {site}", value, _tolerance(base), "the same value changes nothing", site))
     for site in model.sites:
         declared = _declared(model, site, tokens)
         wrong = sum(shape != declared for shape in shapes[site]) + (not shapes[site])

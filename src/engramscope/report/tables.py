@@ -132,8 +132,11 @@ def both_directions(study: Study) -> list[dict[str, Any]]:
     place = ["site", "layer", "head", "position", "position_role", "window"]
     out = []
     for sweep in dict.fromkeys(rows["sweep"]):
+        mine = rows.loc[(rows["sweep"] == sweep).to_numpy()]
+        if not {"denoise", "noise"} <= set(mine["direction"]):
+            continue
         flags: dict[str, dict[str, bool]] = {}
-        for row in rows.loc[(rows["sweep"] == sweep).to_numpy()].to_dict("records"):
+        for row in mine.to_dict("records"):
             name = cell_name({key: row[key] for key in place})
             flags.setdefault(name, {})[str(row["direction"])] = bool(row["detected"])
         both = {name: found for name, found in flags.items() if {"denoise", "noise"} <= set(found)}
