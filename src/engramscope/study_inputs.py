@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from engramscope.corruptions import make_corruption
+from engramscope.corruptions import corruption_names, make_corruption
 from engramscope.corruptions._base import Corruption
-from engramscope.errors import InputError, shortened
+from engramscope.errors import InputError, SiteError, StudyError, shortened
 from engramscope.locate.cells import Cell, cells_of
-from engramscope.metrics import check_targets, get_metric
+from engramscope.locate.runs import places_of
+from engramscope.metrics import check_targets, get_metric, metric_names
 from engramscope.metrics._base import Target
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, SITES, is_module_path
-from engramscope.pairs import PairSet, TokenizedPair, read_pairs
+from engramscope.pairs import Pair, PairSet, TokenizedPair, read_pairs
 from engramscope.registry import nearest
 from engramscope.study_file import StudyFile, SweepSection, read_study
-from engramscope.tasks import make_pairs
+from engramscope.tasks import make_pairs, task_names
 
 #: appended to the name of a sweep of windows for the single layers that are shown beside it
 SINGLES = " (single layers)"
@@ -49,13 +53,46 @@ class Inputs:
         """The study with every default filled in, as plain data."""
         return self.study.model_dump(mode="json", by_alias=True)
 
-    def digest(self, weight_hash: str) -> str:
-        """Hash of what the results depend on: the study, the pairs and the weights."""
-        pairs = [[p.id, p.clean, p.corrupted, p.correct, p.incorrect, p.group, dict(p.spans)] for p in self.pairs]
-        # how fast it is computed does not change what is found
+    def fingerprints(self, weight_hash: str) -> dict[str, Any]:
+        """What the results depend on, part by part: the study, and hashes of the pairs, the weights and the program."""
+        # how fast it is computed, and how much of it is checked, does not change what is found
         study = {key: value for key, value in self.resolved.items() if key != "run"}
-        text = json.dumps([study, pairs, weight_hash], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        return {
+            "study": study,
+            "pairs": {pair.id: _hash(_plain(pair)) for pair in self.pairs},
+            "weights": weight_hash,
+            "engramscope": version("engramscope"),
+        }
+
+    def digest(self, weight_hash: str) -> str:
+        """Hash of everything that the results depend on."""
+        prints = self.fingerprints(weight_hash)
+        # a mapping would hide the order of the pairs, and the order decides which rows come first
+        return _hash([*prints.items(), list(prints["pairs"])])
+
+
+class Sizes(Protocol):
+    """What the size of a sweep is judged by: an `Anatomy`, or what a configuration says before weights are loaded."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        ...
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        ...
+
+
+def _plain(pair: Pair) -> list[Any]:
+    spans = [sorted(dict(named).items()) for named in (pair.spans, pair.corrupted_spans, pair.labels)]
+    return [pair.id, pair.clean, pair.corrupted, pair.correct, pair.incorrect, pair.group, *spans]
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def read_inputs(path: Path) -> Inputs:
@@ -64,8 +101,39 @@ def read_inputs(path: Path) -> Inputs:
     Raises:
         InputError: all faults that can be found without a model.
     """
-    study = read_study(path)
+    try:
+        study = read_study(path)
+    except StudyError as error:
+        raise InputError([*error.faults, *_names_at_fault(path)]) from None
     return inputs_of(study, path.read_text(encoding="utf-8"), path.parent)
+
+
+def _names_at_fault(path: Path) -> list[str]:
+    """Names that nothing has, in a study that is at fault in other ways as well."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return []  # already said
+    faults: list[str] = []
+    for kind, known, name in _named(raw):
+        if name not in known:
+            faults.append(f"unknown {kind} {name!r}{nearest(name, known)}")
+    for sweep in raw.get("sweep", []) if isinstance(raw.get("sweep"), list) else []:
+        with suppress(ValueError):  # a sweep that is at fault in another way has been named
+            faults += _site_faults(SweepSection.model_validate(sweep))
+    return list(dict.fromkeys(faults))
+
+
+def _named(raw: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(kind, known names, name) of every name in an unchecked study."""
+    sections = {key: raw[key] if isinstance(raw.get(key), dict) else {} for key in ("corruption", "pairs", "metrics")}
+    names = sections["metrics"].get("names")
+    found = [
+        ("corruption", corruption_names(), sections["corruption"].get("method")),
+        ("task", task_names(), sections["pairs"].get("task")),
+        *(("metric", metric_names(), name) for name in (names if isinstance(names, list) else [])),
+    ]
+    yield from ((kind, known, name) for kind, known, name in found if isinstance(name, str))
 
 
 def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None = None) -> Inputs:
@@ -97,20 +165,73 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     return Inputs(study, text, pairs, corruption, _with_singles(study.sweep))
 
 
-def check_against_model(inputs: Inputs, tokens: Sequence[TokenizedPair], anatomy: Anatomy, tokenizer: Any) -> None:
-    """Layers, heads, positions and answers that only a tokenizer and a model can judge.
+def check_against_model(
+    inputs: Inputs,
+    tokens: Sequence[TokenizedPair],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    site: Callable[[str, int | None], object] | None = None,
+) -> None:
+    """Layers, heads, positions, modules and answers that only a tokenizer and a model can judge.
+
+    Args:
+        inputs: the study.
+        tokens: its pairs in tokens.
+        anatomy: the model's sizes.
+        tokenizer: for the messages.
+        site: `Model.site`, which knows what the model does not offer; without it that is not asked.
 
     Raises:
         InputError: all faults at once.
     """
     faults = [fault for sweep in inputs.study.sweep for fault in _size_faults(sweep, anatomy)]
-    faults += [fault for sweep in inputs.study.sweep for fault in _role_faults(sweep, tokens)]
+    faults += token_faults(inputs, tokens, tokenizer)
+    if site is not None and not faults:
+        faults += _unoffered(inputs.sweeps, anatomy, site)
+    if faults:
+        raise InputError(shortened(list(dict.fromkeys(faults))))
+
+
+def token_faults(inputs: Inputs, tokens: Sequence[TokenizedPair], tokenizer: Any) -> list[str]:
+    """Positions that no prompt has, and answers that a metric cannot score."""
+    faults = [fault for sweep in inputs.study.sweep for fault in _role_faults(sweep, tokens)]
     for name in inputs.study.metrics.names:
         metric = get_metric(name)
         for pair in tokens:
             faults += check_targets(metric, Target(pair.correct, pair.incorrect), pair.pair.id, tokenizer.decode)
-    if faults:
-        raise InputError(shortened(list(dict.fromkeys(faults))))
+    return faults
+
+
+def size_faults(inputs: Inputs, sizes: Sizes, modules: Sequence[str] = ()) -> list[str]:
+    """Layers, heads and modules that the model does not have, told from its configuration.
+
+    Args:
+        inputs: the study.
+        sizes: number of layers and heads.
+        modules: dotted paths of all modules; none where they are not known.
+    """
+    faults = [fault for sweep in inputs.study.sweep for fault in _size_faults(sweep, sizes)]
+    for sweep in inputs.study.sweep:
+        path = sweep.site.replace("{layer}", "0")
+        if modules and is_module_path(sweep.site) and path not in modules:
+            hint = nearest(path, tuple(modules)).split(" Known:")[0]
+            faults.append(f"Sweep {sweep.name!r}: the model has no module {path}{hint if hint != '.' else '.'}")
+    return list(dict.fromkeys(faults))
+
+
+def _unoffered(
+    sweeps: Sequence[SweepSection], anatomy: Anatomy, site: Callable[[str, int | None], object]
+) -> list[str]:
+    """Sites and modules that this model does not offer, asked of the model itself."""
+    faults = []
+    for sweep in sweeps:
+        try:
+            for cell in cells_of(sweep.model_copy(update={"positions": "last"}), anatomy, ()):
+                for place in places_of(cell):
+                    site(*place)
+        except SiteError as error:
+            faults += [f"Sweep {sweep.name!r}: {fault}" for fault in error.faults]
+    return faults
 
 
 def all_cells(inputs: Inputs, anatomy: Anatomy, tokens: Sequence[TokenizedPair]) -> dict[str, list[Cell]]:
@@ -143,8 +264,18 @@ def _site_faults(sweep: SweepSection) -> list[str]:
             f"Sweep {sweep.name!r}: site {sweep.site!r} has no heads, so heads must be left out "
             f"(sites with heads: {', '.join(site for site in SITES if site in HEAD_SITES)})."
         )
-    if sweep.site in GLOBAL_SITES and (sweep.layers != "each" or sweep.window > 1):
-        faults.append(f"Sweep {sweep.name!r}: site {sweep.site!r} exists once, so layers and window must be left out.")
+    if is_module_path(sweep.site) and sweep.heads != "all":
+        faults.append(f"Sweep {sweep.name!r}: the output of a module is not split into heads; leave heads out.")
+    once = sweep.site in GLOBAL_SITES or (is_module_path(sweep.site) and "{layer}" not in sweep.site)
+    if once and (sweep.layers != "each" or sweep.window > 1):
+        hint = "; write {layer} where its number stands" if is_module_path(sweep.site) else ""
+        faults.append(
+            f"Sweep {sweep.name!r}: site {sweep.site!r} exists once, so layers and window must be left out{hint}."
+        )
+    for key in ("layers", "heads", "positions"):
+        value = getattr(sweep, key)
+        if not isinstance(value, str) and (doubled := sorted({item for item in value if value.count(item) > 1})):
+            faults.append(f"Sweep {sweep.name!r}: {key} names {_listed(doubled)} more than once.")
     return faults
 
 
@@ -153,33 +284,35 @@ def _could_be_module(site: str) -> bool:
     return site in {"lm_head", "embed_out", "model", "transformer"}
 
 
-def _size_faults(sweep: SweepSection, anatomy: Anatomy) -> list[str]:
+def _size_faults(sweep: SweepSection, sizes: Sizes) -> list[str]:
     faults = []
-    if sweep.layers != "each" and (bad := [layer for layer in sweep.layers if layer >= anatomy.n_layers]):
+    if sweep.layers != "each" and (bad := [layer for layer in sweep.layers if layer >= sizes.n_layers]):
         faults.append(
-            f"Sweep {sweep.name!r}: layer {_listed(bad)} does not exist; the model has {anatomy.n_layers} layers, "
-            f"0 to {anatomy.n_layers - 1}."
+            f"Sweep {sweep.name!r}: layer {_listed(bad)} does not exist; the model has {sizes.n_layers} layers, "
+            f"0 to {sizes.n_layers - 1}."
         )
-    count = anatomy.n_kv_heads if sweep.site in KV_SITES else anatomy.n_heads
+    # before the weights are there, nobody knows how many key/value heads there are
+    grouped = getattr(sizes, "n_kv_heads", sizes.n_heads)
+    count = grouped if sweep.site in KV_SITES else sizes.n_heads
     if not isinstance(sweep.heads, str) and (bad := [head for head in sweep.heads if head >= count]):
         kind = "key/value heads" if sweep.site in KV_SITES else "heads"
         faults.append(
             f"Sweep {sweep.name!r}: head {_listed(bad)} does not exist; site {sweep.site!r} has {count} {kind}, "
             f"0 to {count - 1}."
         )
-    if sweep.window > anatomy.n_layers:
-        faults.append(
-            f"Sweep {sweep.name!r}: window {sweep.window} is wider than the model's {anatomy.n_layers} layers."
-        )
-    if not is_module_path(sweep.site) and sweep.site in anatomy.refusals:
-        faults.append(f"Sweep {sweep.name!r}: site {sweep.site!r} is not offered: {anatomy.refusals[sweep.site]}")
+    if sweep.window > sizes.n_layers:
+        faults.append(f"Sweep {sweep.name!r}: window {sweep.window} is wider than the model's {sizes.n_layers} layers.")
+    refusals = getattr(sizes, "refusals", {})
+    if not is_module_path(sweep.site) and sweep.site in refusals:
+        faults.append(f"Sweep {sweep.name!r}: site {sweep.site!r} is not offered: {refusals[sweep.site]}")
     return faults
 
 
 def _role_faults(sweep: SweepSection, tokens: Sequence[TokenizedPair]) -> list[str]:
     if isinstance(sweep.positions, str):
         return []
-    known = tuple(sorted({name for pair in tokens for name in (*pair.clean.spans, *pair.clean.roles)}))
+    # every prompt has a last token, also where its role is another (a subject that ends the prompt)
+    known = tuple(sorted({"last", *(name for pair in tokens for name in (*pair.clean.spans, *pair.clean.roles))}))
     return [
         f"Sweep {sweep.name!r}: no prompt has a position {role!r}{nearest(role, known)}"
         for role in sweep.positions
@@ -191,12 +324,15 @@ def _with_singles(sweeps: Sequence[SweepSection]) -> tuple[SweepSection, ...]:
     """Windows inflate effects: beside each sweep of windows its single layers are run as well."""
     added: list[SweepSection] = []
     for sweep in sweeps:
-        single = sweep.model_copy(update={"name": sweep.name + SINGLES, "window": 1, "layers": "each"})
+        name = sweep.name + SINGLES
+        while name in {other.name for other in (*sweeps, *added)}:
+            name += "'"  # the user's own sweep of that name is another one
+        single = sweep.model_copy(update={"name": name, "window": 1, "layers": "each"})
         alike = [s for s in sweeps if s.model_copy(update={"name": single.name}) == single]
         if sweep.window > 1 and not alike:
             added.append(single)
     return (*sweeps, *added)
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))

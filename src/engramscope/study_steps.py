@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 
 import pandas as pd
 
+from engramscope.audit import run_checks
 from engramscope.audit._base import AuditContext, Finding
-from engramscope.errors import InputError, ModelError, ResultsError
+from engramscope.errors import InputError, ModelError, ResultsError, shortened
 from engramscope.locate.cells import Cell
 from engramscope.locate.cuts import CutFinder
 from engramscope.locate.experiment import Experiment
 from engramscope.locate.prepare import rewrite_pairs
-from engramscope.models import Model, load_model
+from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
 from engramscope.pairs import TokenizedPair, tokenize_pairs
-from engramscope.results.store import ResultsFolder
-from engramscope.study_inputs import Inputs, all_cells
+from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from engramscope.results.lock import LOCK_NAME
+from engramscope.results.read import read_manifest
+from engramscope.results.store import ResultsFolder, differences
+from engramscope.study_inputs import Inputs, all_cells, size_faults, token_faults
 
 ALL_PHASES = ("pairs", "tokens", "model", "results")
 
@@ -58,27 +63,119 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise InputError(faults)
 
 
+def refuse_early(inputs: Inputs, out: Path, resume: bool) -> None:
+    """Every fault that can be told before weights are loaded, which may take minutes.
+
+    Raises:
+        InputError: all of them: of the pairs, the results folder, the tokenizer, tokens, layers and modules.
+    """
+    faults: list[str] = []
+    _collect(faults, lambda: refuse(run_checks(audit_context(inputs), ("pairs",))))
+    _collect(faults, lambda: refuse_occupied(out, resume))
+    tokenizer = _collect(faults, lambda: tokenizer_of(inputs))
+    faults += size_faults_early(inputs)
+    if tokenizer is not None:
+        tokens = _collect(faults, lambda: tokens_of(inputs, tokenizer))
+        if tokens is not None:
+            faults += token_faults(inputs, tokens, tokenizer)
+    if faults:
+        raise InputError(shortened(list(dict.fromkeys(faults))))
+
+
+def tokenizer_of(inputs: Inputs) -> Any:
+    """The tokenizer of a study's model; nothing else of it is loaded."""
+    section = inputs.study.model
+    return load_tokenizer(section.name, revision=section.revision, trust_remote_code=section.trust_remote_code)
+
+
+def size_faults_early(inputs: Inputs) -> list[str]:
+    """Layers, heads and modules that the model does not have, from its configuration; empty where that says nothing."""
+    section = inputs.study.model
+    if section.trust_remote_code:
+        return []
+    try:
+        sizes = skeleton_sizes(load_config(section.name, revision=section.revision))
+    except Exception:  # noqa: BLE001  (each architecture fails in its own way; loading will say what is wrong)
+        return []
+    return size_faults(inputs, sizes, sizes.modules)
+
+
+def _collect(faults: list[str], make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except InputError as error:
+        faults.extend(error.faults)
+        return None
+
+
 def refuse_occupied(out: Path, resume: bool) -> None:
-    """Say so before a model is loaded if the results folder cannot be used."""
+    """Say so before a model is loaded if the results folder cannot be used.
+
+    Raises:
+        ResultsError: a file, another folder, a study that is there already, nothing to resume, or no permission.
+    """
     if out.exists() and not out.is_dir():
         raise ResultsError(f"{out} is a file; give the name of a folder for the results.")
     if resume:
+        if not (out / "manifest.json").exists():
+            raise ResultsError(f"There is no study in {out} to go on with; leave out --resume to begin one.")
         ResultsFolder.open(out)
         return
-    if (out / "manifest.json").exists():
-        status = json.loads((out / "manifest.json").read_text(encoding="utf-8")).get("status")
-        hint = "use --resume to go on with it" if status != "complete" else "give another folder"
-        raise ResultsError(f"{out} already holds a study ({status}); {hint}.")
-    if out.is_dir() and any(out.iterdir()):
+    names = set() if not out.is_dir() else {item.name for item in out.iterdir() if not is_scrap(item.name)}
+    if "manifest.json" in names:
+        status = read_manifest(out).get("status")
+        # killed before anything was computed: there is nothing to lose
+        if not (names <= {"manifest.json", "study.toml"} and status == "running"):
+            state = "a finished" if status == "complete" else "an interrupted"
+            hint = (
+                "give another folder" if status == "complete" else "go on with it by --resume, or give another folder"
+            )
+            raise ResultsError(f"{out} already holds {state} study; {hint}.")
+    elif names:
         raise ResultsError(f"{out} is not empty and is not a results folder of ours; give a new folder.")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ResultsError(f"{out} cannot be made: {there} may not be written to; give another folder.")
+
+
+def is_scrap(name: str) -> bool:
+    """Whether a file is the lock, or what a killed run left half-written."""
+    return name == LOCK_NAME or (name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX))
 
 
 def folder_for(inputs: Inputs, model: Model, out: Path, resume: bool) -> ResultsFolder:
-    """Make the results folder, or take up that of an interrupted run of the same study."""
+    """Make the results folder, or take up that of an interrupted run of the same study.
+
+    Raises:
+        ResultsError: the folder cannot be used; where it is another study's, what differs.
+    """
     digest = inputs.digest(model.weight_hash())
-    if resume:
-        return ResultsFolder.open(out).resume(digest, inputs.resolved)
-    return ResultsFolder.create(out, inputs.text, digest, inputs.resolved)
+    if not resume:
+        return ResultsFolder.create(out, inputs.text, digest, inputs.resolved)
+    folder = ResultsFolder.open(out)
+    if folder.study_hash != digest:
+        raise ResultsError(_what_changed(out, inputs.fingerprints(model.weight_hash())))
+    return folder.resume(digest, inputs.resolved)
+
+
+def _what_changed(out: Path, now: dict[str, Any]) -> list[str]:
+    before = read_manifest(out)
+    found: list[str] = []
+    if isinstance(before.get("study"), dict):
+        known = {key: value for key, value in before["study"].items() if key != "run"}
+        found += [f"Changed: {item}." for item in differences(known, now["study"])[:20]]
+    prints = before.get("fingerprints") or {}
+    if (old := prints.get("pairs")) is not None and old != now["pairs"]:
+        other = [pair for pair in {**old, **now["pairs"]} if old.get(pair) != now["pairs"].get(pair)]
+        shown = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+        found.append(f"Changed: the pairs ({shown})." if other else "Changed: the order of the pairs.")
+    elif old is not None and list(old) != list(now["pairs"]):
+        found.append("Changed: the order of the pairs.")
+    if prints.get("weights") not in (None, now["weights"]):
+        found.append(f"Changed: the model's weights ({prints['weights'][:12]}… -> {now['weights'][:12]}…).")
+    if prints.get("engramscope") not in (None, now["engramscope"]):
+        found.append(f"Changed: the version of Engramscope ({prints['engramscope']} -> {now['engramscope']}).")
+    return [f"{out} belongs to another study, so it cannot be resumed with this one; choose another folder.", *found]
 
 
 def audit_context(

@@ -319,3 +319,11 @@ def test_real_gpt2_tokens_by_hand() -> None:
     assert llama.clean.texts[:6] == ("<s>", " The", " ", "E", "i", "f")
     assert llama.clean.spans["subject"] == tuple(range(1, 12))
     assert llama.clean.roles[12] == "after_subject"
+
+
+def test_the_space_that_a_tokenizer_puts_before_a_text_is_not_the_subject() -> None:
+    # its lone "▁" claims the first letter of the text in the offsets, but holds nothing of it
+    found = tokenize_pair(Pair("p", "Émile is", (" in",), spans={"subject": (0, 5)}), llama_like())
+    assert found.clean.texts[:4] == ("<s>", " ", "<0xC3>", "<0x89>")
+    assert found.clean.spans["subject"][0] == 2
+    assert found.clean.roles[1:3] == ("before", "subject_first")

@@ -60,7 +60,7 @@ def test_nothing_is_claimed_to_be_stored(tmp_path: Path) -> None:
 def test_a_peak_that_is_not_confirmed_is_no_peak(tmp_path: Path, peak: dict[str, Any]) -> None:
     findings = synthetic.findings() | {"peaks": [synthetic.peak("heads", **peak)]}
     text = _plain(_answer(tmp_path, findings=findings).lead)
-    assert text.startswith("No peak stands: the peak of the sweep heads, head 5 of layer 3, recovers 19 %")
+    assert text.startswith("No peak is confirmed: the peak of the sweep heads, head 5 of layer 3, recovers 19 %")
     assert "not distinguishable from no effect" in text
 
 
@@ -95,7 +95,7 @@ def test_noising_speaks_of_loss_and_ablations_of_effects(tmp_path: Path) -> None
     assert "destroys 37 % of the clean–corrupted gap" in text
     assert "interval 30 to 45 %" in text
     harmless = noise | {"estimate": 0.99, "low": 0.97, "high": 1.01}
-    assert _plain(_answer(tmp_path / "b", findings={"peaks": [harmless]}).lead).startswith("No peak stands")
+    assert _plain(_answer(tmp_path / "b", findings={"peaks": [harmless]}).lead).startswith("No peak is confirmed")
     effect = synthetic.peak("heads", "noise", estimate=-1.25, low=-1.5, high=-1.0, estimate_kind="effect")
     text = _plain(_answer(tmp_path / "c", findings={"peaks": [effect]}).lead)
     assert "changes the logit difference by -1.25 logits" in text

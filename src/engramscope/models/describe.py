@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -126,8 +127,8 @@ def _any_layer(path: str, model: Model) -> str:
     return path
 
 
-def _range(blocks: tuple[str, ...]) -> str:
-    return f"{blocks[0]} … {blocks[-1]}" if len(blocks) > 1 else blocks[0]
+def _range(blocks: Sequence[str]) -> str:
+    return " … ".join(dict.fromkeys((blocks[0], blocks[-1])))
 
 
 def _checks(model: Model) -> Group:

@@ -35,19 +35,23 @@ def pattern_hooks(hf: nn.Module, hooks: Sequence[tuple[nn.Module, PatternTap]]) 
     by_module: dict[nn.Module, list[PatternTap]] = defaultdict(list)
     for module, fn in hooks:
         by_module[module].append(fn)
+    outer = {module: module.__dict__.get(_SLOT) for module in by_module}
     configs = [(config, config._attn_implementation_internal) for config in attention_configs(hf)]
     try:
         for config, _ in configs:
             # the plain attribute: the property's setter would reach into sub-configurations
             config._attn_implementation_internal = NAME
         for module, fns in by_module.items():
-            module.__dict__[_SLOT] = fns
+            module.__dict__[_SLOT] = [*(outer[module] or ()), *fns]
         yield
     finally:
-        for module in by_module:
-            module.__dict__.pop(_SLOT, None)
-        for config, before in configs:
-            config._attn_implementation_internal = before
+        for module, before in outer.items():
+            if before is None:
+                module.__dict__.pop(_SLOT, None)
+            else:
+                module.__dict__[_SLOT] = before
+        for config, implementation in configs:
+            config._attn_implementation_internal = implementation
 
 
 def attention_configs(hf: nn.Module) -> list[Any]:

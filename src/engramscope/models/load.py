@@ -233,8 +233,8 @@ def _ensure_weights(place: Place, *, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise ModelError(
             f"{place.name} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded; convert "
-            "it to safetensors (load it once with transformers and call save_pretrained), or pass allow_pickle = true if "
-            "you trust its source."
+            "it to safetensors (load it once with transformers and call save_pretrained), or pass allow_pickle = true "
+            "if you trust its source."
         )
 
 

@@ -85,7 +85,7 @@ def ensure_sound(name: str, checks: Sequence[SelfCheck]) -> None:
 def unsound_sites(checks: Sequence[SelfCheck]) -> dict[str, str]:
     """Sites that failed a check of their own, with a sentence that says which."""
     return {
-        site: f"It fails the self-check '{check.name}' on this model ({check.value:.3g}, {check.tolerance:.3g} allowed)."
+        site: f"It fails the self-check '{check.name}' here ({check.value:.3g}, {check.tolerance:.3g} allowed)."
         for check in checks
         if not check.passed
         for site in check.sites

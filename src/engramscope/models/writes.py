@@ -43,17 +43,14 @@ def find_writes(hf: Any, parts: Parts) -> tuple[Writes | None, ...]:
     """
     choices = [_valid_pairs(parts, layer) for layer in range(len(parts.blocks))]
     found: list[Writes | None] = [None] * len(parts.blocks)
-    open_layers = {layer: next(pairs, None) for layer, pairs in enumerate(choices)}
+    open_layers = set(range(len(choices)))
     for _ in range(MAX_TRIES):
-        open_layers = {layer: pair for layer, pair in open_layers.items() if pair is not None}
-        if not open_layers:
+        tried = {layer: pair for layer in open_layers if (pair := next(choices[layer], None)) is not None}
+        if not tried:
             break
-        for layer, writes in _verified(hf, parts, open_layers).items():
-            if writes is not None:
-                found[layer] = writes
-                del open_layers[layer]
-            else:
-                open_layers[layer] = next(choices[layer], None)
+        for layer, writes in _verified(hf, parts, tried).items():
+            found[layer] = writes
+        open_layers = {layer for layer in tried if found[layer] is None}
     return tuple(found)
 
 
@@ -92,7 +89,7 @@ def _outputs(recording: Recording, block: str) -> dict[str, Tensor]:
 
 
 def _fed_by(recording: Recording, values: dict[str, Tensor], own: Sequence[str]) -> list[str]:
-    """Modules outside the attention whose input is what attention returned: the norm after it, a dropout (two steps)."""
+    """Modules outside the attention whose input is what attention returned (two steps): a norm, a dropout."""
     sources, found = list(own), []
     for _ in range(2):
         step = [
@@ -111,7 +108,7 @@ def _outermost(paths: Sequence[str], recording: Recording) -> list[str]:
 
 
 def _verified(hf: Any, parts: Parts, pairs: dict[int, tuple[str, str]]) -> dict[int, Writes | None]:
-    """Add something to each port of every open block, in its own rows of one forward, and look at the blocks' outputs."""
+    """Add something to the ports of every open block, in rows of their own, and look at the blocks' outputs."""
     generator = torch.Generator().manual_seed(2)
     sizes = {layer: _size(parts.recording.input(parts.blocks[layer])) for layer in pairs}
     hooks = reset_rows([hf.get_submodule(path) for path in parts.blocks])

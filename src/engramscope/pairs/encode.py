@@ -121,7 +121,7 @@ class Encoder:
 
     def is_unknown(self, token: int, text: str) -> bool:
         """Whether `token` stands for something in `text` that the vocabulary cannot write."""
-        return False and str(self.tokenizer.unk_token) not in text
+        return token == self._unknown and str(self.tokenizer.unk_token) not in text
 
     def _encoded(self, text: str, ids: list[int], offsets: list[CharSpan], mask: list[int]) -> Encoded:
         leading, end = _leading(mask), _end(mask)

@@ -44,6 +44,7 @@ def write_figures(study: Study, found: Sequence[Panel]) -> list[Path]:
     for panel in found:
         for metric, values in panel.metrics.items():
             figure = draw(panel, values, metric)
+            _lay_out(figure)
             for ending in ("svg", "png"):
                 target = folder / f"{panel.key}-{slug(metric)}.{ending}"
                 _save(figure, target, ending)
@@ -55,6 +56,16 @@ def draw(panel: Panel, values: Values, metric: str) -> Figure:
     """One panel in one metric as a matplotlib figure (no pyplot, no global state)."""
     maker = {"heatmap": _heatmap, "profile": _profile, "places": _places}[panel.kind]
     return maker(panel, values, metric)
+
+
+def _lay_out(figure: Figure) -> None:
+    # once, and not again for every format: the layout costs more than the drawing
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _save(figure: Figure, target: Path, ending: str) -> None:
@@ -111,10 +122,8 @@ def _heatmap(panel: Panel, values: Values, metric: str) -> Figure:
         strong = np.abs(drawn[marks[:, 0], marks[:, 1]].filled(0.0)) > 0.55 * limit
         axes.scatter(marks[:, 1], marks[:, 0], s=5, c=np.where(strong, "white", _INK), linewidths=0)
     if rows * columns <= 1500:
-        axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="white", linewidth=0.8)
-        axes.tick_params(which="minor", length=0)
+        axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, color="white", linewidth=0.8)
+        axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, color="white", linewidth=0.8)
     axes.spines[:].set_visible(False)
     _label_axis(axes.xaxis, panel.columns, 24)
     _label_axis(axes.yaxis, panel.rows, 60)

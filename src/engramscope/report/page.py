@@ -17,7 +17,7 @@ from engramscope.report.figures import write_figures
 from engramscope.report.load import Study, load, records, section
 from engramscope.report.panels import Panel, panels
 from engramscope.report.plots import figure_data
-from engramscope.report.sentences import answer, question
+from engramscope.report.sentences import answer, model_name, question
 from engramscope.report.words import counted, metric_words, percent, whole
 from engramscope.results.atomic import write_text
 
@@ -69,6 +69,7 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
     audit = tables.audit_items(study)
     metrics, pairs = tables.pair_rows(study)
     excluded, skipped = tables.exclusions(study)
+    differing, n_differing = tables.contrast_cells(study)
     return {
         "name": str(section(study.manifest, "study").get("name") or study.path.name),
         "question": question(study),
@@ -83,6 +84,8 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
         "top": tables.top_components(study),
         "contrast": tables.contrast_rows(study),
         "contrast_groups": [str(group) for group in section(study.findings, "contrast").get("groups", [])],
+        "contrast_cells": differing,
+        "contrast_cells_count": n_differing,
         "both": tables.both_directions(study),
         "cuts": records(study.findings, "cuts"),
         "pair_metrics": [metric_words(name) for name in metrics],
@@ -97,11 +100,9 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
-    model, cells = (
-        section(study.manifest, "model"),
-        study.summary.drop_duplicates(["sweep", "direction", "site", "layer", "head", "position", "position_role"]),
-    )
-    facts = [("Model", str(model.get("name", "unknown"))), ("Pairs used", f"{len(study.used)} of {len(study.pairs)}")]
+    place = ["sweep", "direction", "site", "layer", "head", "position", "position_role"]
+    cells = study.summary.drop_duplicates(place)
+    facts = [("Model", model_name(study)), ("Pairs used", f"{len(study.used)} of {len(study.pairs)}")]
     facts.append(("Cells", whole(len(cells))))
     started = str(study.manifest.get("started") or "")[:10]
     return [*facts, *([("Run on", started)] if started else [])]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
 from engramscope.report.load import Study, records, section
+from engramscope.report.tables import audit_items
 from engramscope.report.words import (
     amount,
     cell_name,
@@ -60,7 +62,7 @@ def answer(study: Study) -> Answer:
 def question(study: Study) -> str:
     """What was asked, in one line: model, pairs, corruption, sweeps."""
     resolved = section(study.manifest, "study")
-    model = section(study.manifest, "model").get("name") or section(resolved, "model").get("name") or "the model"
+    model = model_name(study)
     source = section(resolved, "pairs")
     origin = source.get("task") or source.get("file")
     used = len(study.used)
@@ -70,6 +72,13 @@ def question(study: Study) -> str:
     sweeps = joined([_sweep_words(study.summary, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
     patched = sweeps or "nothing"
     return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {patched}."
+
+
+def model_name(study: Study) -> str:
+    """The name of the model; of a folder its last part (the whole path stands in the provenance)."""
+    stored = section(study.manifest, "model")
+    name = str(stored.get("name") or section(section(study.manifest, "study"), "model").get("name") or "the model")
+    return PurePath(name).name if stored.get("source") == "folder" and PurePath(name).name else name
 
 
 def _sweep_words(summary: pd.DataFrame, sweep: str) -> str:
@@ -91,9 +100,9 @@ def _warning(study: Study) -> str:
     if (parity := parity_failed(study)) is not None:
         parts.append(parity)
     for severity, noun in (("error", "error"), ("warning", "warning")):
-        found = [item for item in records(manifest, "audit") if item.get("severity") == severity]
+        found = [item for item in audit_items(study) if item["severity"] == severity]
         if found:
-            titles = joined([str(item.get("title") or item.get("check")) for item in found], 3)
+            titles = joined(list(dict.fromkeys(item["title"] for item in found)), 3)
             tail = (
                 "the claim below is not supported as it stands"
                 if severity == "error"
@@ -124,9 +133,11 @@ def _headline(study: Study) -> Mapping[str, Any] | None:
     def rank(peak: Mapping[str, Any]) -> tuple[bool, bool, float]:
         # by the selection half: choosing among sweeps by the confirmation half would flatter its numbers again
         lost = peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery"
-        chosen_by = peak["estimate"] if missing(peak.get("selection_estimate")) else peak["selection_estimate"]
-        site = str(_cell_of(peak).get("site"))
-        return (peak.get("direction") == "noise", site in _STREAM, -abs(float(chosen_by) - (1.0 if lost else 0.0)))
+        chosen_by = next((peak[key] for key in ("selection_estimate", "estimate") if not missing(peak.get(key))), 0.0)
+        size = abs(float(chosen_by) - (1.0 if lost else 0.0))
+        if not missing(peak.get("selection_effect")):
+            size = abs(float(peak["selection_effect"]))
+        return (peak.get("direction") == "noise", str(_cell_of(peak).get("site")) in _STREAM, -size)
 
     return min(peaks, key=rank, default=None)
 
@@ -166,14 +177,28 @@ def _peak_sentence(study: Study) -> str:
     n = "" if missing(peak.get("n")) else counted(int(peak["n"]), "pair")
     clusters = "" if missing(peak.get("n_clusters")) else f" in {counted(int(peak['n_clusters']), 'group')}"
     numbers = f"{sure}{f'; {n}{clusters}' if n else ''}"
-    halves = " on pairs that were not used to choose it" if peak.get("selection_estimate") is not None else ""
+    chosen = not (missing(peak.get("selection_effect")) and missing(peak.get("selection_estimate")))
+    halves = " on pairs that were not used to choose it" if chosen else ""
     where = cell_words(cell)
     of = f"{size} of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else size
     verb = _verb(kind, direction, metric)
     if not confirmed(peak, study.confidence):
         among = f"the peak of the sweep {peak.get('sweep')}, {where},"
-        return f"No peak stands: {among} {verb} {of}{halves} ({numbers}), which is not distinguishable from no effect."
+        return f"No peak is confirmed: {among} {verb} {of}{halves} ({numbers}){_why_not(peak, study.confidence)}."
     return f"Patching {where} {verb} {of}{halves} ({numbers})."
+
+
+def _why_not(peak: Mapping[str, Any], confidence: float) -> str:
+    """Why a peak is not confirmed: too few groups for any p to be small enough, or no effect that can be told from none."""
+    clusters = peak.get("n_clusters")
+    # a two-sided sign flip of k groups has 2^k outcomes, of which at least 2 are as extreme as the one observed
+    smallest = 1.0 if missing(clusters) else min(1.0, 2.0 ** (1 - int(clusters)))  # type: ignore[arg-type]
+    if not missing(clusters) and smallest > 1.0 - confidence:
+        few = counted(int(clusters), "group")  # type: ignore[arg-type]
+        return (
+            f"; with {few} in the confirmation half no p can be below {number(smallest)}, so nothing can be confirmed"
+        )
+    return ", which is not distinguishable from no effect"
 
 
 def _verb(kind: str, direction: str, metric: str) -> str:

@@ -41,12 +41,17 @@ def audit_items(study: Study) -> list[dict[str, Any]]:
         out.append(
             {
                 "severity": severity,
-                "title": str(item.get("title") or item.get("check") or "Finding"),
+                "title": str(item.get("title") or _title(str(item.get("check") or "finding"))),
                 "message": str(item.get("message") or ""),
                 "items": [str(entry) for entry in item.get("items") or []],
             }
         )
     return sorted(out, key=lambda item: _SEVERITIES.index(item["severity"]))
+
+
+def _title(check: str) -> str:
+    words = check.replace("_", " ").strip()
+    return "BOS" if words == "bos" else words[:1].upper() + words[1:]
 
 
 def top_components(study: Study) -> list[dict[str, Any]]:
@@ -114,6 +119,7 @@ def contrast_rows(study: Study) -> list[dict[str, Any]]:
                 "direction": row.get("direction", ""),
                 "statistic": row.get("statistic", ""),
                 "values": [number(value) for value in values],
+                "intervals": [_range(ends) for ends in [*(row.get("intervals") or []), None, None][:2]],
                 "difference": number(row.get("difference")),
                 "interval": f"{number(low)} to {number(high)}" if known else "no interval",
                 "p": bare_p(row.get("p")),
@@ -121,6 +127,37 @@ def contrast_rows(study: Study) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _range(ends: object) -> str:
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or any(missing(end) for end in ends):
+        return ""
+    return f"{number(ends[0])} to {number(ends[1])}"
+
+
+def contrast_cells(study: Study) -> tuple[list[dict[str, Any]], int]:
+    """Cells in which the two groups differ after correction, first metric, largest difference first; and how many."""
+    level = 1.0 - study.confidence
+    metric = study.metrics[0] if study.metrics else ""
+    rows = [row for row in records(section(study.findings, "contrast"), "cells") if row.get("metric", metric) == metric]
+    found = [row for row in rows if not missing(row.get("p_adjusted")) and float(row["p_adjusted"]) <= level]
+    found.sort(key=lambda row: -abs(float(row.get("difference") or 0.0)))
+    out = []
+    for row in found[:TOP]:
+        values = [*(row.get("values") or []), None, None][:2]
+        low, high = row.get("low"), row.get("high")
+        out.append(
+            {
+                "name": cell_name(section(row, "cell")) if section(row, "cell") else str(row.get("label", "")),
+                "sweep": row.get("sweep", ""),
+                "direction": row.get("direction", ""),
+                "values": [number(value) for value in values],
+                "difference": number(row.get("difference")),
+                "interval": _range([low, high]) or "no interval",
+                "p_adjusted": bare_p(row.get("p_adjusted")),
+            }
+        )
+    return out, len(found)
 
 
 def both_directions(study: Study) -> list[dict[str, Any]]:
@@ -257,7 +294,13 @@ def _floor(metric: str, value: object) -> str:
 
 
 def _named(values: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(name, str(values[name])) for name in names if not missing(values.get(name))]
+    return [(name, _flat(values[name])) for name in names if not missing(values.get(name))]
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if not missing(item))
+    return str(value)
 
 
 def _counts(study: Study) -> list[tuple[str, str]]:

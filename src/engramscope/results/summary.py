@@ -240,7 +240,11 @@ def _window_sum(row: pd.Series, singles: pd.DataFrame, keys: list[str], width: i
     inside = singles[(singles.index >= max(0, low)) & (singles.index < high)]
     for key in keys:
         inside = inside[inside[key].isna() if pd.isna(row[key]) else inside[key] == row[key]]
-    return float(inside["estimate"].sum()) if len(inside) else float("nan")
+    if not len(inside):
+        return float("nan")
+    # the recovery of a noised run without any effect is 1, not 0: it is the losses that add up
+    start = 1.0 if row["direction"] == "noise" and row["estimate_kind"] == "recovery" else 0.0
+    return start + float((inside["estimate"] - start).sum())
 
 
 def cell_label(row: Mapping[str, Any]) -> str:
