@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` and `--version` answer at
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,52 +49,62 @@ def _root(
     del show_version
 
 
-@app.command()
+@app.command(epilog="Example: engramscope run study.toml --out results")
 def run(
     study: StudyPath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of this study stopped.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a study: patch every cell, test, audit, and write the report."""
-    from engramscope.study import run_study
+    """Run a study: patch every cell, test, audit, and write the report.
 
+    A study that was interrupted goes on with --resume and ends with the same tables. Exit codes: 0 done, 2 the input is
+    at fault, 130 interrupted, 1 anything else.
+    """
     with _progress(quiet) as progress:
+        from engramscope.study import run_study
+
         result = run_study(study, out, resume=resume, progress=progress)
     if not quiet:
         _print_result(result)
 
 
-@app.command()
+@app.command(epilog="Example: engramscope check study.toml")
 def check(study: StudyPath, quiet: Quiet = False) -> None:
-    """Audit the design of a study before anything is computed."""
-    from rich.console import Console
+    """Audit the design of a study before anything is computed.
 
-    from engramscope.study import check_study
-
+    Exit code 2 where the study could not be run as it is.
+    """
     with _progress(quiet) as progress:
+        from engramscope.study import check_study
+
         findings = check_study(study, progress=progress)
+    errors = [finding for finding in findings if finding.severity == "error"]
     if not quiet:
+        from rich.console import Console
+
         Console(soft_wrap=True).print(_findings_text(findings))
-    if any(finding.severity == "error" for finding in findings):
+    else:
+        _complain("\n".join(f"{finding.check}: {finding.message}" for finding in errors), EXIT_INPUT)
+    if errors:
         raise typer.Exit(EXIT_INPUT)
 
 
-@app.command()
+@app.command(epilog="Example: engramscope demo --out engramscope-demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("engramscope-demo"),
     quiet: Quiet = False,
 ) -> None:
     """Find where a small bundled model keeps what it knows about epilepsy (under a minute)."""
-    from engramscope.demo import run_demo
-
     with _progress(quiet) as progress:
+        from engramscope.demo import run_demo
+
         result = run_demo(out, progress=progress)
     if not quiet:
         _print_result(result)
 
 
-@app.command()
+@app.command(epilog="Example: engramscope model openai-community/gpt2")
 def model(
     name: Annotated[str, typer.Argument(help="A bundled name, a folder, or a hub id.", show_default=False)],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
@@ -113,7 +124,7 @@ def model(
     Console().print(describe(loaded))
 
 
-@app.command()
+@app.command(epilog="Example: engramscope tasks")
 def tasks() -> None:
     """List the tasks, corruptions, metrics and pair file formats by name."""
     from rich.console import Console
@@ -123,7 +134,7 @@ def tasks() -> None:
     Console().print(catalogue())
 
 
-@app.command()
+@app.command(epilog="Example: engramscope new study.toml --model openai-community/gpt2 --pairs pairs.jsonl")
 def new(
     path: Annotated[Path, typer.Argument(help="The study file to write.", show_default=False)],
     model_name: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
@@ -137,7 +148,7 @@ def new(
     typer.echo(write_starter(path, model_name, task, pairs, force=force))
 
 
-@app.command()
+@app.command(epilog="Example: engramscope report results")
 def report(
     folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
     quiet: Quiet = False,
@@ -152,7 +163,18 @@ def report(
 
 def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show a character shows a substitute, rather than the command failing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    # a scheduler's polite request to stop is treated as Ctrl-C: what was computed is kept
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(_run_app(sys.argv[1:]))
+
+
+def _stop(number: int, frame: object) -> None:
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _run_app(arguments: list[str]) -> int:
@@ -160,12 +182,14 @@ def _run_app(arguments: list[str]) -> int:
 
     try:
         code = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:
-        return _complain("Interrupted. What was computed is kept; go on with --resume.", EXIT_INTERRUPTED)
-    except typer.Abort:
-        return _complain("Interrupted. What was computed is kept; go on with --resume.", EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _complain(_interrupted(error), EXIT_INTERRUPTED)
     except _UsageError as error:
-        return _complain(getattr(error, "format_message", error.__str__)(), EXIT_INPUT)
+        message = getattr(error, "format_message", error.__str__)()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message)
+            return EXIT_INPUT
+        return _complain(f"{message} Try 'engramscope {_command(arguments)}--help'.", EXIT_INPUT)
     except InputError as error:
         return _complain("\n".join(error.faults), EXIT_INPUT)
     except EngramscopeError as error:
@@ -174,6 +198,17 @@ def _run_app(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _interrupted(error: BaseException) -> str:
+    """What a run said when it was interrupted; a bare Ctrl-C elsewhere has left nothing behind."""
+    said = error if error.args else error.__cause__ or error.__context__
+    return str(said) if said is not None and said.args else "Interrupted; nothing was written."
+
+
+def _command(arguments: list[str]) -> str:
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return f"{arguments[0]} " if arguments and arguments[0] in names else ""
 
 
 def _complain(message: str, code: int) -> int:
@@ -207,16 +242,15 @@ def _print_result(result: object) -> None:
     from engramscope.study import StudyResult
 
     assert isinstance(result, StudyResult)
-    for sentence in result.sentences():
-        typer.echo(sentence)
+    for sentence in (*result.sentences(), result.executor_note()):
+        if sentence:
+            typer.echo(sentence)
     typer.echo(f"\nReport: {result.folder / 'report.html'}")
 
 
 def _findings_text(findings: list) -> object:
-    from rich.markup import escape
     from rich.text import Text
 
-    del escape
     colours = {"ok": "green", "note": "blue", "warning": "yellow", "error": "red"}
     text = Text()
     for finding in findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,10 @@ import pyarrow as pa
 from engramscope import study_steps as steps
 from engramscope.audit import run_checks
 from engramscope.audit._base import AuditContext, Finding
-from engramscope.errors import CheckError
+from engramscope.errors import CheckError, InputError, ResultsError, shortened
 from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, check_parity, noise_floor, set_up
-from engramscope.models import Model, load_tokenizer
+from engramscope.models import Model
 from engramscope.models.selfcheck import self_checks
 from engramscope.provenance import machine, model_facts, versions
 from engramscope.report.load import load
@@ -29,10 +30,13 @@ from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.results.schema import EFFECTS
 from engramscope.results.store import ResultsFolder
 from engramscope.results.summary import summarise_effects
-from engramscope.study_inputs import Inputs, all_cells, check_against_model, read_inputs
+from engramscope.study_inputs import Inputs, all_cells, check_against_model, read_inputs, token_faults
 
 #: the largest difference allowed between the study's cells and the same cells recomputed alone, by dtype
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
+
+#: the executor that does the work in this version; the study file may ask for another, which gives the same numbers
+USED_EXECUTOR = "reference"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ class StudyResult:
         said = answer(load(self.folder))
         return [sentence for sentence in (said.warning, *said.lead, said.aside) if sentence]
 
+    def executor_note(self) -> str:
+        """A sentence where another executor did the work than the study asked for, else ""."""
+        executor = self.manifest().get("executor") or {}
+        asked, used = executor.get("requested"), executor.get("used")
+        if not asked or asked == used:
+            return ""
+        return (
+            f"The study asks for the executor {asked!r}, which this version does not have; {used!r} did the work. "
+            "The numbers are the same."
+        )
+
     def __repr__(self) -> str:
         return "\n".join([f"StudyResult({str(self.folder)!r})", *self.sentences()])
 
@@ -84,15 +99,15 @@ def run_study(
         InputError: the study, its pairs, its model or the folder is at fault; every fault is named.
         CheckError: a recomputed sample of cells does not agree: nothing that was computed can be trusted.
     """
+    tell = progress or _silent
+    tell("reading the study", 0, 1)
     inputs = study if isinstance(study, Inputs) else read_inputs(Path(study))
-    steps.refuse(run_checks(steps.audit_context(inputs), ("pairs",)))
-    steps.refuse_occupied(Path(out), resume)
-    if progress:
-        progress("loading the model", 0, 1)
+    steps.refuse_early(inputs, Path(out), resume)
+    tell("reading the study", 1, 1)
+    tell("loading the model", 0, 1)
     model = steps.load(inputs)
-    if progress:
-        progress("loading the model", 1, 1)
-    return _Runner(inputs, model, Path(out), progress).run(resume)
+    tell("loading the model", 1, 1)
+    return _Runner(inputs, model, Path(out), tell).run(resume)
 
 
 def check_study(study: Path | str, *, progress: Progress | None = None) -> list[Finding]:
@@ -101,48 +116,90 @@ def check_study(study: Path | str, *, progress: Progress | None = None) -> list[
     Raises:
         InputError: faults that make auditing pointless, all of them.
     """
+    tell = progress or _silent
+    tell("reading the study", 0, 1)
     inputs = read_inputs(Path(study))
     found = run_checks(steps.audit_context(inputs), ("pairs",))
     if any(finding.severity == "error" for finding in found):
         return found
-    section = inputs.study.model
-    tokenizer = load_tokenizer(section.name, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    tokenizer = steps.tokenizer_of(inputs)
     tokens = steps.tokens_of(inputs, tokenizer)
     found = run_checks(steps.audit_context(inputs, tokens, tokenizer), ("pairs", "tokens"))
     if any(finding.severity == "error" for finding in found):
         return found
-    if progress:
-        progress("loading the model", 0, 1)
+    faults = [*steps.size_faults_early(inputs), *token_faults(inputs, tokens, tokenizer)]
+    if faults:
+        raise InputError(shortened(list(dict.fromkeys(faults))))
+    tell("reading the study", 1, 1)
+    tell("loading the model", 0, 1)
     model = steps.load(inputs)
-    check_against_model(inputs, tokens, model.anatomy, model.tokenizer)
+    tell("loading the model", 1, 1)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.site)
     return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model), ("pairs", "tokens", "model"))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+@dataclass
+class _Kept:
+    """How far a run has come, for what is said when it stops."""
+
+    chunks: int = 0
+    of: int = 0
+    parity: dict[str, Any] | None = None
+
+    def sentence(self, out: Path) -> str:
+        if not self.of:
+            return f"Interrupted. Run the study again with --out {out} --resume."
+        done = f"{self.chunks} of {self.of} parts of the sweep"
+        return f"Interrupted. {done} are kept in {out}; the same command with --resume goes on from there."
 
 
 class _Runner:
     """One run of a study; holds what its steps share."""
 
-    def __init__(self, inputs: Inputs, model: Model, out: Path, progress: Progress | None) -> None:
-        self.inputs, self.model, self.out, self.progress = inputs, model, out, progress
+    def __init__(self, inputs: Inputs, model: Model, out: Path, tell: Progress) -> None:
+        self.inputs, self.model, self.out, self.tell = inputs, model, out, tell
         self.started = datetime.now(UTC)
         self.clock = time.perf_counter()
         self.timings: dict[str, float] = {}
-        self.self_checks = [asdict(check) for check in self_checks(model)]
+        self.sessions: list[dict[str, Any]] = []
+        self.self_checks = [asdict(check) for check in model.checks or self_checks(model)]
 
     def run(self, resume: bool) -> StudyResult:
         tokens = steps.tokens_of(self.inputs, self.model.tokenizer)
-        check_against_model(self.inputs, tokens, self.model.anatomy, self.model.tokenizer)
+        check_against_model(self.inputs, tokens, self.model.anatomy, self.model.tokenizer, self.model.site)
         context = steps.audit_context(self.inputs, tokens, self.model.tokenizer, self.model)
         steps.refuse(run_checks(context, ("pairs", "tokens", "model")))
+        # the last faults of the input show in the baselines: a new folder is not made before them
+        experiment = None if resume else self._set_up()
         with steps.folder_for(self.inputs, self.model, self.out, resume) as folder:
+            if resume and self._take_up(folder):
+                return StudyResult(folder.path)
+            kept = _Kept()
             try:
-                return self._run(folder, context)
-            except KeyboardInterrupt:
-                folder.write_manifest({**self._manifest(None), "status": "interrupted"})
+                return self._run(folder, experiment or self._set_up(), context, kept)
+            except BaseException as error:
+                stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                with suppress(ResultsError):  # a full disk is why we are here
+                    folder.write_manifest({**self._manifest(None), "status": stopped, "parity": kept.parity})
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt(kept.sentence(self.out)) from None
                 raise
 
-    def _run(self, folder: ResultsFolder, context: AuditContext) -> StudyResult:
+    def _take_up(self, folder: ResultsFolder) -> bool:
+        """Remember the earlier sessions of a study; True where it had come to its end."""
+        earlier = read_manifest(folder.path)
+        self.sessions = list(earlier.get("sessions") or [])
+        if earlier.get("started"):
+            self.started = min(self.started, datetime.fromisoformat(earlier["started"]))
+        # the report is written last, and its time after it
+        return earlier.get("status") == "complete" and "report" in (earlier.get("timings_s") or {})
+
+    def _set_up(self) -> Experiment:
         study = self.inputs.study
-        folder.write_manifest({**self._manifest(None), "status": "running"})
         experiment = set_up(
             self.model,
             self.inputs.pairs,
@@ -151,40 +208,55 @@ class _Runner:
             study.metrics.names,
             seed=study.seed,
             min_gap=study.stats.min_gap,
-            progress=self.progress,
+            progress=self.tell,
         )
         self._lap("baselines")
+        return experiment
+
+    def _run(self, folder: ResultsFolder, experiment: Experiment, context: AuditContext, kept: _Kept) -> StudyResult:
+        self.sessions.append({"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()})
+        folder.write_manifest({**self._manifest(None), "status": "running"})
         cells = all_cells(self.inputs, self.model.anatomy, [pair.tokens for pair in experiment.prepared])
-        chunks = self._sweep(folder, experiment, cells)
+        chunks = self._sweep(folder, experiment, cells, kept)
         folder.finalise([chunk.id for chunk in chunks])
         self._lap("sweep")
         effects = read_effects(folder.path)
         everything = [cell for part in cells.values() for cell in part]
-        parity = self._parity(experiment, everything, effects)
-        floor = noise_floor(experiment, everything, study.run.check)
+        self.tell("checking a sample", 0, 2)
+        parity = self._parity(experiment, everything, effects, kept)
+        self.tell("checking a sample", 1, 2)
+        floor = noise_floor(experiment, everything, self.inputs.study.run.check)
+        self.tell("checking a sample", 2, 2)
         self._lap("checks")
         self._report(folder, experiment, effects, parity, floor, context)
         return StudyResult(folder.path)
 
-    def _sweep(self, folder: ResultsFolder, experiment: Experiment, cells: Mapping[str, Sequence[Cell]]) -> list[Chunk]:
+    def _sweep(
+        self, folder: ResultsFolder, experiment: Experiment, cells: Mapping[str, Sequence[Cell]], kept: _Kept
+    ) -> list[Chunk]:
         chunks = [
             chunk for number, part in enumerate(cells.values()) for chunk in experiment.chunks(part, f"{number:03d}")
         ]
         done = folder.done()
+        kept.chunks, kept.of = len(done), len(chunks)
+        self.tell("patching", 0, len(chunks))
         for number, chunk in enumerate(chunks):
             if chunk.id not in done:
                 columns = experiment.run(chunk, self.inputs.study.name)
                 table = pa.Table.from_pydict(columns, schema=EFFECTS) if columns else EFFECTS.empty_table()
                 folder.append(chunk.id, table)
-            if self.progress:
-                self.progress("patching", number + 1, len(chunks))
+                kept.chunks += 1
+            self.tell("patching", number + 1, len(chunks))
         return chunks
 
-    def _parity(self, experiment: Experiment, cells: Sequence[Cell], effects: pd.DataFrame) -> Parity | None:
+    def _parity(
+        self, experiment: Experiment, cells: Sequence[Cell], effects: pd.DataFrame, kept: _Kept
+    ) -> Parity | None:
         if not self.inputs.study.run.check:
             return None
         tolerance = TOLERANCE[self.inputs.study.model.dtype]
         parity = check_parity(experiment, cells, self.inputs.study.run.check, steps.lookup(effects), tolerance)
+        kept.parity = asdict(parity)
         if not parity.passed:
             raise CheckError(
                 f"{parity.checked} values were recomputed one run at a time and differ from the study's by up to "
@@ -203,8 +275,7 @@ class _Runner:
         context: AuditContext,
     ) -> None:
         study, stats = self.inputs.study, self.inputs.study.stats
-        if self.progress:
-            self.progress("statistics", 0, 1)
+        self.tell("statistics", 0, 2)
         clusters = steps.clusters_of(experiment, stats.cluster)
         unpooled = {pair for pair, _ in experiment.excluded}
         pooled = frozenset(pair.id for pair in experiment.prepared if pair.id not in unpooled)
@@ -218,6 +289,7 @@ class _Runner:
             interval=stats.interval,
             seed=study.seed,
         )
+        self.tell("statistics", 1, 2)
         labels = steps.labels_of(experiment, stats.contrast)
         found = findings(
             effects,
@@ -230,16 +302,16 @@ class _Runner:
             resamples=stats.resamples,
             seed=study.seed,
         )
+        self.tell("statistics", 2, 2)
         self._lap("statistics")
+        self.tell("audit and report", 0, 2)
         folder.write_table("pairs.parquet", steps.pairs_table(experiment))
         folder.write_summary(summary)
         audit = run_checks(steps.with_results(context, experiment, effects, summary, dict(floor)), steps.ALL_PHASES)
         manifest = self._manifest(experiment)
         manifest |= {
             "status": "complete",
-            "parity": None
-            if parity is None
-            else {"checked": parity.checked, "max_abs_diff": parity.max_abs_diff, "tolerance": parity.tolerance},
+            "parity": None if parity is None else asdict(parity),
             "noise_floor": dict(floor),
             "counts": steps.counts_of(experiment, effects),
             "skipped": steps.skipped_of(effects),
@@ -247,17 +319,19 @@ class _Runner:
             "findings": found,
         }
         folder.write_manifest(manifest)
+        self._lap("audit")
+        self.tell("audit and report", 1, 2)
         write_report(folder.path)
         self._lap("report")
         folder.write_manifest({**manifest, **self._times()})
-        if self.progress:
-            self.progress("statistics", 1, 1)
+        self.tell("audit and report", 2, 2)
 
     def _manifest(self, experiment: Experiment | None) -> dict[str, Any]:
         study = self.inputs.study
         corruption = {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)}
         if experiment is not None:
             corruption["level"] = experiment.noise_level
+        prints = self.inputs.fingerprints(self.model.weight_hash())
         facts: dict[str, Any] = {
             "name": study.name,
             "study": self.inputs.resolved,
@@ -265,7 +339,8 @@ class _Runner:
             "versions": versions(),
             "platform": machine(),
             "seed": study.seed,
-            "executor": {"requested": study.run.executor, "used": "reference"},
+            "fingerprints": {key: value for key, value in prints.items() if key != "study"},
+            "executor": {"requested": study.run.executor, "used": USED_EXECUTOR},
             "corruption": corruption,
             "self_checks": self.self_checks,
             **self._times(),
@@ -281,6 +356,7 @@ class _Runner:
             "finished": now.isoformat(timespec="seconds"),
             "elapsed_s": round((now - self.started).total_seconds(), 3),
             "timings_s": dict(self.timings),
+            "sessions": list(self.sessions),
         }
 
     def _lap(self, name: str) -> None:

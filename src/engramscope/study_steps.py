@@ -130,7 +130,7 @@ def refuse_occupied(out: Path, resume: bool) -> None:
             hint = (
                 "give another folder" if status == "complete" else "go on with it by --resume, or give another folder"
             )
-            raise ResultsError(f"{out} already holds {state} study; {hint}.")
+            raise ResultsError(f"{out} already holds {state} study; {hint}give another folder.")
     elif names:
         raise ResultsError(f"{out} is not empty and is not a results folder of ours; give a new folder.")
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

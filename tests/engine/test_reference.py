@@ -139,7 +139,9 @@ def test_noise_is_added_to_the_token_embeddings_of_its_positions_only() -> None:
     assert_close(ours[0], plain.run(list(CLEAN), None, None, None)[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("site", "heads"), [("z", (1,)), ("z", None), ("mlp_act", None), ("k", (0,)), ("resid_post", None)])
+@pytest.mark.parametrize(
+    ("site", "heads"), [("z", (1,)), ("z", None), ("mlp_act", None), ("k", (0,)), ("resid_post", None)]
+)
 def test_given_values_are_written_where_they_belong(site: str, heads) -> None:
     model = tiny_model("llama")
     plain = PlainHooks("llama", model.hf, model.anatomy)

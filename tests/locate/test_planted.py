@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 import pytest
+from tests.planted import GAIN, key_pairs, planted_model, value_pairs
 
 from engramscope import patch
-from tests.planted import GAIN, key_pairs, planted_model, value_pairs
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import Tensor, nn
+
 from engramscope.errors import CheckError, ModelError, SiteError
 from engramscope.models.find import without_sites
 from engramscope.models.heads import classify
@@ -15,8 +17,6 @@ from engramscope.models.model import Model, hash_of
 from engramscope.models.selfcheck import SelfCheck, ensure_sound, self_checks, unsound_sites
 from engramscope.models.site import Port
 from engramscope.models.writes import adds_up
-from torch import Tensor, nn
-
 from tests.tiny_models import _random, tiny_hf, tiny_model
 
 TOKENS = torch.tensor([[5, 17, 60, 33, 88, 41]])

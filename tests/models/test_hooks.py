@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
-from engramscope.models.hooks import input_tensor, output_tensor, taps, with_input, with_output
-from engramscope.models.interface import attention_configs
-from engramscope.models.model import Model
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from engramscope.models.hooks import input_tensor, output_tensor, taps, with_input, with_output
+from engramscope.models.interface import attention_configs
+from engramscope.models.model import Model
 from tests.tiny_models import FAMILIES, tiny_hf, tiny_model
 
 TOKENS = torch.tensor([[5, 17, 60, 33, 88]])

@@ -169,7 +169,7 @@ def peak(sweep: str, direction: str = "denoise", **values: Any) -> dict[str, Any
     return {
         "sweep": sweep, "metric": "logit_diff", "direction": direction, "cell": cell, "label": "L3H5 z",
         "selection_estimate": 0.66, "estimate": 0.62, "low": 0.53, "high": 0.71, "p": 0.0004, "n": 12,
-        "n_clusters": 4, "estimate_kind": "recovery",
+        "n_clusters": 6, "estimate_kind": "recovery",
     } | values  # fmt: skip
 
 
@@ -194,7 +194,11 @@ def findings() -> dict[str, Any]:
                 for sweep in ("mlp", "attention") for metric in METRICS
                 for name, values, difference, low, high, p in statistics
             ],
-            "cells": [],
+            "cells": [
+                {"sweep": "heads", "metric": "logit_diff", "direction": direction, "cell": peak("heads")["cell"],
+                 "values": [0.8, 0.5], "difference": 0.3, "low": 0.1, "high": 0.4, "p_adjusted": p}
+                for direction, p in (("denoise", 0.01), ("noise", 0.02), ("denoise", 0.4))
+            ],
         },
         "both_directions": [{"cell": peak("heads")["cell"], "denoise": 0.62, "noise": 0.63}],
         "cuts": [{"sweep": "residual", "site": "resid_post", "layer": 5, "position_role": "last", "recovery": 1.0,

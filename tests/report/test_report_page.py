@@ -209,6 +209,13 @@ def test_what_the_tables_say(usual: Path) -> None:
             expected = int(((flags["denoise"] == first) & (flags["noise"] == second)).sum())
             assert table[f"{int(first)}{int(second)}"]["count"] == expected
     assert sum(part["count"] for part in table.values()) == 48
+    assert table["11"]["names"][0] == "L3H5"
+    found = [(row["values"], row["difference"], row["interval"]) for row in shown["contrast_cells"]]
+    percent = "\u202f%"
+    assert found == [
+        ([f"80{percent}", f"50{percent}"], f"30{percent}", f"10{percent} to 40{percent}"),
+        ([f"−80{percent}", f"−50{percent}"], f"−30{percent}", f"−40{percent} to −10{percent}"),
+    ]
     assert shown["facts"][1] == ("Pairs used", "22 of 24")
     assert shown["facts"][2] == ("Cells", "152")
 

@@ -25,8 +25,8 @@ def test_the_answer_in_numbers(tmp_path: Path) -> None:
     found = answer(study)
     text = _plain(found.lead)
     assert text.startswith(
-        "Patching head 5 of layer 3 recovers 62 % of the clean–corrupted gap in logit difference on pairs that were not "
-        "used to choose it (95 % interval 53 to 71 %, p = 0.0004; 12 pairs in 4 groups)."
+        "Patching head 5 of layer 3 recovers 62 % of the clean–corrupted gap in logit difference on pairs that were "
+        "not used to choose it (95 % interval 53 to 71 %, p = 0.0004; 12 pairs in 6 groups)."
     )
     tested = study.summary[(study.summary["metric"] == "logit_diff") & ~study.summary["cut"]]
     heads = tested[(tested["sweep"] == "heads") & (tested["direction"] == "denoise")]
@@ -132,3 +132,28 @@ def test_the_question(tmp_path: Path) -> None:
         "resid_post by layer × position",
     ):
         assert part in text.replace(SPACE, " "), part
+
+
+def test_too_few_groups_are_named_as_the_reason(tmp_path: Path) -> None:
+    few = synthetic.peak("heads", p=0.25, n_clusters=3)
+    text = _plain(_answer(tmp_path, findings={"peaks": [few]}).lead)
+    assert "with 3 groups in the confirmation half no p can be below 0.25, so nothing can be confirmed" in text
+    assert "not distinguishable" not in text
+
+
+def test_the_selection_effect_of_the_study_runner_ranks_too(tmp_path: Path) -> None:
+    small = synthetic.peak("heads", selection_estimate=None, selection_effect=1.0, estimate=0.9, low=0.8, high=1.0)
+    large = synthetic.peak("mlp", selection_estimate=None, selection_effect=-2.0, estimate=0.2, low=0.1, high=0.3,
+                           cell={"site": "mlp_out", "layer": 2, "head": None, "sweep": "mlp"})  # fmt: skip
+    text = _plain(_answer(tmp_path, findings={"peaks": [small, large]}).lead)
+    assert text.startswith("Patching the MLP output of layer 2 recovers 20 %")
+    assert "not used to choose it" in text
+
+
+def test_a_difference_needs_its_interval_and_its_p(tmp_path: Path) -> None:
+    row = {"sweep": "mlp", "metric": "logit_diff", "statistic": "centre of mass", "values": [3.2, 2.9],
+           "difference": 0.3, "low": 0.1, "high": 0.9, "p": 0.2}  # fmt: skip
+    contrast = {"label": "kind", "groups": ["a", "b"], "rows": [row]}
+    assert "do not differ clearly" in _plain(_answer(tmp_path / "a", findings={"contrast": contrast}).lead)
+    contrast["rows"] = [row | {"p": 0.01}]
+    assert "the two kinds differ" in _plain(_answer(tmp_path / "b", findings={"contrast": contrast}).lead)

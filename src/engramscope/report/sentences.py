@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from engramscope.report.load import Study, records, section
-from engramscope.report.tables import audit_items
+from engramscope.report.tables import audit_items, differs
 from engramscope.report.words import (
     amount,
     cell_name,
@@ -189,7 +189,7 @@ def _peak_sentence(study: Study) -> str:
 
 
 def _why_not(peak: Mapping[str, Any], confidence: float) -> str:
-    """Why a peak is not confirmed: too few groups for any p to be small enough, or no effect that can be told from none."""
+    """Why a peak is not confirmed: too few groups for a small p, or no effect that can be told from none."""
     clusters = peak.get("n_clusters")
     # a two-sided sign flip of k groups has 2^k outcomes, of which at least 2 are as extreme as the one observed
     smallest = 1.0 if missing(clusters) else min(1.0, 2.0 ** (1 - int(clusters)))  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def _contrast_sentence(study: Study) -> str:
     )
     statistic, where = str(row.get("statistic", "the statistic")), f"sweep {row.get('sweep')}"
     pair = f"{number(values[0])} for {first} and {number(values[1])} for {second} ({where}; {numbers})"
-    if not differs(row):
+    if not differs(row, study.confidence):
         return f"The two kinds do not differ clearly: the {statistic} is {pair}."
     return f"In this data the two kinds differ: the {statistic} is {pair}."
 
@@ -267,12 +267,6 @@ def main_contrast(study: Study) -> Mapping[str, Any] | None:
     mine = [row for row in rows if row.get("metric", metric) == metric] or rows
     chosen = [row for row in mine if str(row.get("statistic", "")).startswith("effective number")] or mine
     return chosen[0] if chosen else None
-
-
-def differs(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a difference leaves out 0."""
-    low, high = row.get("low"), row.get("high")
-    return not (missing(low) or missing(high)) and not float(low) <= 0.0 <= float(high)  # type: ignore[arg-type]
 
 
 def _cut_sentence(study: Study) -> str:

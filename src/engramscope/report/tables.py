@@ -12,6 +12,7 @@ import pandas as pd
 from engramscope.report.load import Study, records, section, strings
 from engramscope.report.words import (
     METRIC_UNITS,
+    MINUS,
     amount,
     bare_p,
     cell_name,
@@ -105,6 +106,14 @@ def _second_metric(study: Study, chosen: pd.DataFrame) -> list[str]:
     return out
 
 
+def differs(row: Mapping[str, Any], confidence: float) -> bool:
+    """Whether two groups differ: the interval of the difference leaves out 0, and p, where there is one, is small."""
+    low, high, p = row.get("low"), row.get("high"), row.get("p")
+    if missing(low) or missing(high) or float(low) <= 0.0 <= float(high):  # type: ignore[arg-type]
+        return False
+    return missing(p) or float(p) <= 1.0 - confidence + 1e-12  # type: ignore[arg-type]
+
+
 def contrast_rows(study: Study) -> list[dict[str, Any]]:
     """The comparison of two groups of pairs, a row per sweep, metric and statistic."""
     out = []
@@ -123,7 +132,7 @@ def contrast_rows(study: Study) -> list[dict[str, Any]]:
                 "difference": number(row.get("difference")),
                 "interval": f"{number(low)} to {number(high)}" if known else "no interval",
                 "p": bare_p(row.get("p")),
-                "differs": known and not float(low) <= 0.0 <= float(high),  # type: ignore[arg-type]
+                "differs": differs(row, study.confidence),
             }
         )
     return out
@@ -136,58 +145,79 @@ def _range(ends: object) -> str:
 
 
 def contrast_cells(study: Study) -> tuple[list[dict[str, Any]], int]:
-    """Cells in which the two groups differ after correction, first metric, largest difference first; and how many."""
-    level = 1.0 - study.confidence
+    """Cells in which the two groups differ after correction, first metric, largest difference first; and how many.
+
+    The manifest holds the change against the baseline run over the gap; when noising that is `-loss`, and the loss is
+    what the rest of the page shows, so its sign is turned here.
+    """
     metric = study.metrics[0] if study.metrics else ""
     rows = [row for row in records(section(study.findings, "contrast"), "cells") if row.get("metric", metric) == metric]
+    level = 1.0 - study.confidence
     found = [row for row in rows if not missing(row.get("p_adjusted")) and float(row["p_adjusted"]) <= level]
     found.sort(key=lambda row: -abs(float(row.get("difference") or 0.0)))
-    out = []
-    for row in found[:TOP]:
-        values = [*(row.get("values") or []), None, None][:2]
-        low, high = row.get("low"), row.get("high")
-        out.append(
-            {
-                "name": cell_name(section(row, "cell")) if section(row, "cell") else str(row.get("label", "")),
-                "sweep": row.get("sweep", ""),
-                "direction": row.get("direction", ""),
-                "values": [number(value) for value in values],
-                "difference": number(row.get("difference")),
-                "interval": _range([low, high]) or "no interval",
-                "p_adjusted": bare_p(row.get("p_adjusted")),
-            }
-        )
-    return out, len(found)
+    kinds = study.summary.drop_duplicates(["sweep", "direction", "metric"])
+    shares = {
+        (row["sweep"], row["direction"])
+        for row in kinds.to_dict("records")
+        if row["metric"] == metric and row["estimate_kind"] == "recovery"
+    }
+    return [_contrast_cell(row, shares) for row in found[:TOP]], len(found)
+
+
+def _contrast_cell(row: Mapping[str, Any], shares: set[tuple[str, str]]) -> dict[str, Any]:
+    share = (row.get("sweep"), row.get("direction")) in shares
+    sign = -1.0 if share and row.get("direction") == "noise" else 1.0
+
+    def text(value: object) -> str:
+        turned = None if missing(value) else sign * float(value)  # type: ignore[arg-type]
+        return percent(turned) if share else number(turned)
+
+    ends = [row.get("low"), row.get("high")][:: int(sign)]
+    cell = section(row, "cell")
+    return {
+        "name": cell_name(cell) if cell else str(row.get("label", "")),
+        "sweep": row.get("sweep", ""),
+        "direction": row.get("direction", ""),
+        "values": [text(value) for value in [*(row.get("values") or []), None, None][:2]],
+        "difference": text(row.get("difference")),
+        "interval": "no interval" if any(missing(end) for end in ends) else " to ".join(text(end) for end in ends),
+        "p_adjusted": bare_p(row.get("p_adjusted")),
+    }
 
 
 def both_directions(study: Study) -> list[dict[str, Any]]:
-    """Per sweep that was run in both directions, the 2 x 2: detected when denoising against detected when noising."""
+    """Per sweep that was run in both directions, the 2 x 2: detected when denoising against detected when noising.
+
+    Cells come with the largest first; a minus marks those that work against the answer when denoised (or, where only
+    noising detects them, when noised).
+    """
     rows = study.summary
     if not study.metrics:
         return []
     rows = rows.loc[((rows["metric"] == study.metrics[0]) & ~rows["cut"]).to_numpy()]
-    place = ["site", "layer", "head", "position", "position_role", "window"]
     out = []
     for sweep in dict.fromkeys(rows["sweep"]):
         mine = rows.loc[(rows["sweep"] == sweep).to_numpy()]
-        if not {"denoise", "noise"} <= set(mine["direction"]):
-            continue
-        flags: dict[str, dict[str, bool]] = {}
-        for row in mine.to_dict("records"):
-            name = cell_name({key: row[key] for key in place})
-            flags.setdefault(name, {})[str(row["direction"])] = bool(row["detected"])
-        both = {name: found for name, found in flags.items() if {"denoise", "noise"} <= set(found)}
-        if not both:
-            continue
-        groups = {
-            f"{int(denoise)}{int(noise)}": [
-                name for name, found in both.items() if found["denoise"] == denoise and found["noise"] == noise
-            ]
-            for denoise in (True, False)
-            for noise in (True, False)
-        }
-        out.append({"sweep": sweep, "cells": {key: _few(names) for key, names in groups.items()}})
+        if {"denoise", "noise"} <= set(mine["direction"]):
+            out.append({"sweep": sweep, "cells": _two_by_two(mine)})
     return out
+
+
+def _two_by_two(mine: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    place = ["site", "layer", "head", "position", "position_role", "window"]
+    found: dict[str, dict[str, tuple[bool, float]]] = {}
+    for row in mine.to_dict("records"):
+        size = 0.0 if missing(row["shown"]) else float(row["shown"])
+        found.setdefault(cell_name({key: row[key] for key in place}), {})[str(row["direction"])] = row["detected"], size
+    groups: dict[str, list[tuple[float, str]]] = {"11": [], "10": [], "01": [], "00": []}
+    for name, sides in found.items():
+        if {"denoise", "noise"} <= set(sides):
+            denoise, noise = sides["denoise"], sides["noise"]
+            size = denoise[1] if denoise[0] or not noise[0] else noise[1]
+            groups[f"{int(denoise[0])}{int(noise[0])}"].append((size, f"{name} ({MINUS})" if size < 0 else name))
+    return {
+        key: _few([name for _, name in sorted(cells, key=lambda item: -abs(item[0]))]) for key, cells in groups.items()
+    }
 
 
 def _few(names: list[str], most: int = 6) -> dict[str, Any]:
