@@ -162,7 +162,7 @@ class _Runner:
 
     def __init__(self, inputs: Inputs, model: Model, out: Path, tell: Progress) -> None:
         self.inputs, self.model, self.out, self.tell = inputs, model, out, tell
-        self.started = datetime.now(UTC)
+        self.started = self.begun = datetime.now(UTC)
         self.clock = time.perf_counter()
         self.timings: dict[str, float] = {}
         self.sessions: list[dict[str, Any]] = []
@@ -354,7 +354,7 @@ class _Runner:
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "finished": now.isoformat(timespec="seconds"),
-            "elapsed_s": round((now - self.started).total_seconds(), 3),
+            "elapsed_s": round((now - self.begun).total_seconds(), 3),
             "timings_s": dict(self.timings),
             "sessions": list(self.sessions),
         }

@@ -59,7 +59,7 @@ class Inputs:
         study = {key: value for key, value in self.resolved.items() if key != "run"}
         return {
             "study": study,
-            "pairs": {pair.id: _hash(_plain(pair)) for pair in self.pairs},
+            "pairs": {pair.id: _hash(_plain(pair))[:16] for pair in self.pairs},
             "weights": weight_hash,
             "engramscope": version("engramscope"),
         }

@@ -27,7 +27,7 @@ from engramscope.models.probe import Recording, eps_of, forward, linears, random
 
 _SEQ = 3
 #: sizes of the random numbers; large ones saturate the softmax of models that do not scale their scores
-_SIZES = (1.0, 0.3, 1.0, 0.1)
+_SIZES = (1.0, 1.5, 0.3, 1.0, 1.5, 2.0, 0.1, 1.0)
 
 Kind = Literal["q", "k", "v"]
 
@@ -73,6 +73,23 @@ class _Chunk:
     start: int
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What rolling a chunk has changed in all draws so far.
+
+    Attributes:
+        moved: whether head h of `z` changed at position t, bool [3, n_heads].
+        multiple: every change at the last position was a positive multiple of the chunk's own change.
+    """
+
+    moved: Tensor
+    multiple: bool
+
+    def with_more(self, other: Evidence) -> Evidence:
+        """Both draws together: a small change that one draw cannot tell from rounding, another one shows."""
+        return Evidence(self.moved | other.moved, self.multiple and other.multiple)
+
+
 def find_layouts(hf: Any, parts: Parts, n_heads: int) -> tuple[HeadLayout, ...]:
     """The head layout of every block's attention, verified by probe runs.
 
@@ -83,12 +100,17 @@ def find_layouts(hf: Any, parts: Parts, n_heads: int) -> tuple[HeadLayout, ...]:
     """
     outs = [output_projection(hf, parts, layer, n_heads) for layer in range(len(parts.blocks))]
     layouts = [HeadLayout(path, width // n_heads) for path, width in outs]
-    for attempt, size in enumerate(_SIZES):
-        open_layers = [layer for layer, layout in enumerate(layouts) if layout.out and not layout.verified]
-        if not open_layers:
+    chunks = {layer: chunks_of(hf, parts, layer, layout) for layer, layout in enumerate(layouts) if layout.out}
+    evidence: dict[int, list[Evidence]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for size in _SIZES:
+        open_chunks = {layer: own for layer, own in chunks.items() if own and not layouts[layer].verified}
+        if not open_chunks:
             break
-        for layer, layout in _probe(hf, parts, layouts, open_layers, n_heads, size, attempt).items():
-            layouts[layer] = layout
+        for layer, seen in _probe(hf, parts, layouts, open_chunks, n_heads, size, generator).items():
+            before = evidence.get(layer, seen)
+            evidence[layer] = [old.with_more(new) for old, new in zip(before, seen, strict=True)]
+            layouts[layer] = _layout(layouts[layer], chunks[layer], evidence[layer], n_heads)
     return tuple(layouts)
 
 
@@ -109,31 +131,39 @@ def output_projection(hf: nn.Module, parts: Parts, layer: int, n_heads: int) -> 
 
 
 def _probe(
-    hf: Any, parts: Parts, layouts: Sequence[HeadLayout], layers: Sequence[int], n_heads: int, size: float, seed: int
-) -> dict[int, HeadLayout]:
-    """One forward in which every chunk of every open layer has a row of its own."""
-    chunks = {layer: chunks_of(hf, parts, layer, layouts[layer]) for layer in layers}
+    hf: Any,
+    parts: Parts,
+    layouts: Sequence[HeadLayout],
+    chunks: dict[int, list[_Chunk]],
+    n_heads: int,
+    size: float,
+    generator: torch.Generator,
+) -> dict[int, list[Evidence]]:
+    """One forward in which every chunk of every open layer has a row of its own; what each chunk changed."""
     rows = 1 + max(len(own) for own in chunks.values())
-    generator = torch.Generator().manual_seed(seed)
     hooks = reset_rows([hf.get_submodule(path) for path in parts.blocks])
     z: dict[int, Tensor] = {}
     written: dict[str, Tensor] = {}
-    for layer in layers:
-        out = layouts[layer].out
+    for layer, own in chunks.items():
+        out, width = layouts[layer].out, layouts[layer].d_head
         assert out is not None
-        for path in dict.fromkeys(chunk.path for chunk in chunks[layer]):
+        for path in dict.fromkeys(chunk.path for chunk in own):
             value = _noise(parts.recording, path, rows, size, generator)
-            for row, chunk in enumerate(chunks[layer], start=1):
+            for row, chunk in enumerate(own, start=1):
                 if chunk.path == path:
-                    _roll(value[row, 1], chunk.start, layouts[layer].d_head)
+                    _roll(value[row, 1], chunk.start, width)
             written[path] = value
             hooks.append(Hook(hf.get_submodule(path), "output", _overwrite(value)))
         hooks.append(Hook(hf.get_submodule(out), "input", _keep(z, layer)))
     forward(hf, random_tokens(hf, rows, _SEQ), hooks)
-    return {
-        layer: _layout(layouts[layer], chunks[layer], z[layer].reshape(rows, _SEQ, n_heads, -1), written)
-        for layer in layers
-    }
+    found: dict[int, list[Evidence]] = {}
+    for layer, own in chunks.items():
+        values, width = z[layer].reshape(rows, _SEQ, n_heads, -1), layouts[layer].d_head
+        found[layer] = []
+        for row, chunk in enumerate(own, start=1):
+            put = written[chunk.path][:, 1, chunk.start : chunk.start + width]
+            found[layer].append(observe(values[row] - values[0], put[row] - put[0], float(values[0].abs().amax())))
+    return found
 
 
 def chunks_of(hf: nn.Module, parts: Parts, layer: int, layout: HeadLayout) -> list[_Chunk]:
@@ -149,52 +179,51 @@ def chunks_of(hf: nn.Module, parts: Parts, layer: int, layout: HeadLayout) -> li
     return found
 
 
-def _layout(layout: HeadLayout, chunks: Sequence[_Chunk], z: Tensor, written: dict[str, Tensor]) -> HeadLayout:
-    """Put the chunks together, if each head has exactly one query and each group exactly one key and one value."""
-    found: dict[Kind, dict[tuple[int, ...], list[_Chunk]]] = {"q": {}, "k": {}, "v": {}}
-    for row, chunk in enumerate(chunks, start=1):
-        value = written[chunk.path][:, 1, chunk.start : chunk.start + layout.d_head]
-        kind, heads = classify(z[row] - z[0], (value[row] - value[0]).to(z), scale=float(z[0].abs().amax()))
-        if kind is None:
-            return layout
-        found[kind].setdefault(heads, []).append(chunk)
-    n_heads = z.shape[2]
-    groups = sorted(found["v"])
-    width = n_heads // max(1, len(groups))
-    expected = [tuple(range(start, start + width)) for start in range(0, n_heads, width)]
-    if groups != expected or sorted(found["k"]) != expected or sorted(found["q"]) != [(h,) for h in range(n_heads)]:
-        return layout
-    projections = {kind: _projection(found[kind], layout.d_head) for kind in found}
-    if any(projection is None for projection in projections.values()):
-        return layout
-    return HeadLayout(layout.out, layout.d_head, **projections)
-
-
-def classify(change: Tensor, cause: Tensor, *, scale: float) -> tuple[Kind | None, tuple[int, ...]]:
-    """What a chunk is, from what it changed.
+def observe(change: Tensor, cause: Tensor, scale: float) -> Evidence:
+    """What one rolled chunk changed.
 
     Args:
         change: change of `z` [3, n_heads, d_head].
         cause: change of the chunk [d_head], at position 1.
         scale: size of `z`.
-
-    Returns:
-        "q", "k" or "v" with the heads that it changed; None where it is none of them.
     """
     tolerance = max(1e-4, 4 * eps_of(change)) * scale
     moved = change.abs().amax(dim=-1) > tolerance  # [3, n_heads]
+    later, direction = change[2].double(), cause.to(change.device).double()  # [n_heads, d_head], [d_head]
+    share = later @ direction / direction.pow(2).sum().clamp(min=1e-30)
+    rest = (later - share[:, None] * direction).abs().amax(dim=-1)
+    multiple = bool(((rest <= tolerance) & (share > 0))[moved[2]].all())
+    return Evidence(moved, multiple)
+
+
+def classify(evidence: Evidence) -> tuple[Kind | None, tuple[int, ...]]:
+    """What a chunk is: "q", "k" or "v" with the heads that it changed; None where it is none of them."""
+    moved = evidence.moved
     heads = tuple(torch.nonzero(moved.any(dim=0)).flatten().tolist())
     if not heads or bool(moved[0].any()):
         return None, ()
     if not bool(moved[2].any()):
         return ("q", heads) if len(heads) == 1 else (None, ())
-    later = change[2, list(heads)].double()  # [heads, d_head]
-    direction = cause.double()
-    share = later @ direction / direction.pow(2).sum()
-    rest = (later - share[:, None] * direction).abs().amax()
-    if bool(rest <= tolerance) and bool((share > 0).all()):
-        return "v", heads
-    return "k", heads
+    return ("v" if evidence.multiple else "k"), heads
+
+
+def _layout(layout: HeadLayout, chunks: Sequence[_Chunk], evidence: Sequence[Evidence], n_heads: int) -> HeadLayout:
+    """Put the chunks together, if each head has exactly one query and each group exactly one key and one value."""
+    found: dict[Kind, dict[tuple[int, ...], list[_Chunk]]] = {"q": {}, "k": {}, "v": {}}
+    for chunk, seen in zip(chunks, evidence, strict=True):
+        kind, heads = classify(seen)
+        if kind is None:
+            return layout
+        found[kind].setdefault(heads, []).append(chunk)
+    groups = sorted(found["v"])
+    width = n_heads // max(1, len(groups))
+    expected = [tuple(range(start, start + width)) for start in range(0, n_heads, width)]
+    if groups != expected or sorted(found["k"]) != expected or sorted(found["q"]) != [(h,) for h in range(n_heads)]:
+        return layout
+    q, k, v = (_projection(found[kind], layout.d_head) for kind in ("q", "k", "v"))
+    if q is None or k is None or v is None:
+        return layout
+    return HeadLayout(layout.out, layout.d_head, q, k, v)
 
 
 def _projection(by_heads: dict[tuple[int, ...], list[_Chunk]], d_head: int) -> Projection | None:

@@ -160,6 +160,8 @@ def _locate(name: str, revision: str | None) -> Place:
         if not folder.is_dir():
             raise ModelError(f"The bundled model {name!r} is not installed: its folder {folder} is missing; reinstall.")
         return _folder(name, "bundled", folder)
+    if not name.strip():
+        raise ModelError("There is no folder without a name; give a bundled name, a folder, or a hub id.")
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(name, "folder", path)

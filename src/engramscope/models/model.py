@@ -150,6 +150,8 @@ class Model:
         Raises:
             SiteError: no such site, layer or module (names the nearest), or the model does not offer it (says why).
         """
+        if is_module_path(site) and "." not in site and site not in dict(self.hf.named_modules()):
+            raise SiteError(_unknown_site(site, self.module_paths))
         self._check_layer(site, layer)
         if is_module_path(site):
             return self._module_port(site.replace("{layer}", str(layer)))
@@ -243,7 +245,11 @@ def _ensure_decoder(hf: Any, name: str) -> None:
     tokens[1, :-1] = tokens[0, :-1]
     if tokens[0, -1] == tokens[1, -1]:
         tokens[1, -1] = tokens[0, 0]
-    logits = forward(hf, tokens)
+    try:
+        logits = forward(hf, tokens)
+    except (RuntimeError, NotImplementedError) as error:
+        dtype = str(hf.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        raise ModelError(f"{name} cannot be run in {dtype}: {' '.join(str(error).split())[:200]}") from None
     if not close(logits[1, :-1], logits[0, :-1], ulps=4096 if logits.dtype in (torch.float32, torch.float64) else 32):
         raise ModelError(
             f"{name} is not causal: a later token changes the logits of earlier ones ({hf.config.model_type} looks "

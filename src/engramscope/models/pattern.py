@@ -17,6 +17,8 @@ from engramscope.models.probe import Recording, eps_of, forward, random_tokens, 
 from engramscope.models.site import AttentionPattern, Port
 
 _SEQ = 3
+#: softmax is computed in float32 whatever the type of the model
+_SOFTMAX_EPS = torch.finfo(torch.float32).eps
 
 
 def find_patterns(
@@ -45,7 +47,7 @@ def is_pattern(value: Tensor | None, recording: Recording, n_heads: int) -> bool
     sums = value.double().sum(dim=-1)
     return (
         bool((value >= 0).all()) and bool((value[..., future] == 0).all())
-        and bool(((sums - 1).abs() <= 8 * eps_of(value)).all())
+        and bool(((sums - 1).abs() <= 8 * max(eps_of(value), _SOFTMAX_EPS)).all())
     )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def _judge(hf: nn.Module, recording: Recording, parts: Parts, layer: int, attn: 
         for path in recording.calls
         if path.startswith(f"{block}.") and not below(path, attention) and path != attn
         and any(True for _ in hf.get_submodule(path).parameters())
-        and (given := recording.input(path)) is not None and not close(given[1], given[0], ulps=64)
+        and (given := recording.input(path)) is not None and not close(given[1], given[0])
     ]  # fmt: skip
     ancestors = [path for path in downstream if below(attention, path) or below(attn, path)]
     return Writes(attn, mlp, parallel=len(downstream) == len(ancestors))
