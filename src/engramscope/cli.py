@@ -137,9 +137,11 @@ def tasks() -> None:
 @app.command(epilog="Example: engramscope new study.toml --model openai-community/gpt2 --pairs pairs.jsonl")
 def new(
     path: Annotated[Path, typer.Argument(help="The study file to write.", show_default=False)],
-    model_name: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
+    model_name: Annotated[
+        str | None, typer.Option("--model", help="A bundled name, a folder, or a hub id; default: the task's.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A task to take the pairs from.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="A pair file; relative to the study file.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="A pair file to take them from instead.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
     """Write a commented study file to start from."""
@@ -224,13 +226,16 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        running: dict[str, int] = {}
+        running: dict[str, TaskID] = {}
+        # loading the libraries alone takes seconds
+        first = bars.add_task("starting", total=None)
 
         def advance(what: str, done: int, total: int) -> None:
+            bars.update(first, visible=False)
             if what not in running:
                 running[what] = bars.add_task(what, total=total)
             bars.update(running[what], completed=done, total=total)

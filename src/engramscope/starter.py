@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
-from engramscope.errors import InputError, UnknownNameError
-from engramscope.registry import nearest
+from engramscope.errors import InputError
 from engramscope.results.atomic import write_text
-from engramscope.tasks import task_names
+from engramscope.tasks import TASKS, make_pairs
 
 _TEMPLATE = """\
 # A study: which parts of a model carry the answers to these questions?
@@ -28,7 +30,8 @@ device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 # limit = 200                     # at most this many pairs
 
 [corruption]
-method = "str"                    # "str": the pair's own corrupted prompt, as many tokens as the clean one
+method = {method}
+# method = "str"                  the pair's own corrupted prompt, as many tokens as the clean one
 # method = "gaussian"; sigma = 3.0; draws = 10; span = "subject"    noise on the subject's embeddings
 # others: answer, zero, mean, resample (engramscope tasks describes them)
 
@@ -42,7 +45,7 @@ positions = "all"                 # each | all (jointly) | last | ["subject_last
 direction = "denoise"             # denoise: what suffices | noise: what is needed | both
 
 [[sweep]]
-name = "mlp"                      # which layers' MLPs, at the subject's last token?
+name = "mlp"                      # which layers' MLPs?
 site = "mlp_out"
 positions = {positions}
 
@@ -52,7 +55,8 @@ site = "resid_post"
 positions = "each"
 
 [metrics]
-names = ["logit_diff", "prob"]    # the first decides; logit_diff sees what a probability hides
+names = {metrics}
+# the first decides which pairs have a gap; logit_diff sees what a probability hides
 
 [stats]
 confidence = 0.95                 # of intervals; 1 - confidence is the family-wise error
@@ -65,14 +69,14 @@ check = 16                        # cells recomputed alone, to be sure
 """
 
 
-def write_starter(path: Path, model: str, task: str | None, pairs: Path | None, *, force: bool = False) -> str:
+def write_starter(path: Path, model: str | None, task: str | None, pairs: Path | None, *, force: bool = False) -> str:
     """Write a commented study file.
 
     Args:
         path: where; `.toml` is added when it has no ending.
-        model: name of the model.
+        model: name of the model; None for the one that the task is made for (`mini` for a pair file).
         task: a task to take the pairs from; the default without `pairs` is `clap_epilepsy`.
-        pairs: a pair file instead.
+        pairs: a pair file instead, as it is found from here; it is written relative to the study file.
         force: overwrite an existing file.
 
     Returns:
@@ -80,6 +84,7 @@ def write_starter(path: Path, model: str, task: str | None, pairs: Path | None, 
 
     Raises:
         InputError: the file exists, both sources are given, or the task is unknown.
+        ResultsError: the file cannot be written.
     """
     if task is not None and pairs is not None:
         raise InputError("Give --task or --pairs, not both: a study has one source of pairs.")
@@ -87,18 +92,41 @@ def write_starter(path: Path, model: str, task: str | None, pairs: Path | None, 
     if target.exists() and not force:
         raise InputError(f"{target} exists already; --force overwrites it.")
     name = task or "clap_epilepsy"
-    if pairs is None and name not in task_names():
-        raise UnknownNameError(f"unknown task {name!r}{nearest(name, task_names())}")
-    source = f"file = {_quoted(pairs.as_posix())}" if pairs is not None else f"task = {_quoted(name)}"
+    choice = _of_task(name) if pairs is None else _Choice("str", "mini", '"last"')
+    source = f"task = {_quoted(name)}" if pairs is None else f"file = {_quoted(_relative(pairs, target))}"
+    swap = choice.corruption == "answer"
     text = _TEMPLATE.format(
         file=target.name,
         name=_quoted(_plain(target.stem)),
-        model=_quoted(model),
+        model=_quoted(model or choice.model),
         pairs=source,
-        positions='"last"' if pairs is not None else '["subject_last"]',
+        method=_quoted(choice.corruption),
+        metrics='["mean_logit_diff"]' if swap else '["logit_diff", "prob"]',
+        positions=choice.positions,
     )
     write_text(target, text)
-    return f"Wrote {target}. Next: engramscope check {target}"
+    return f"Wrote {target}. Next: engramscope check {shlex.quote(str(target))}"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    corruption: str
+    model: str
+    positions: str
+
+
+def _of_task(name: str) -> _Choice:
+    task = TASKS.get(name)
+    spans = [pair.spans for pair in make_pairs(name)]
+    subject = all("subject" in named for named in spans)
+    return _Choice(task.corruption, task.model, '["subject_last"]' if subject else '"last"')
+
+
+def _relative(pairs: Path, target: Path) -> str:
+    """The path from the study file's folder, which is where the study file's relative paths start."""
+    if pairs.is_absolute() or not pairs.exists():
+        return pairs.as_posix()
+    return Path(os.path.relpath(pairs, target.parent)).as_posix()
 
 
 def _quoted(text: str) -> str:

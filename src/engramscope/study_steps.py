@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,9 +128,7 @@ def refuse_occupied(out: Path, resume: bool) -> None:
         # killed before anything was computed: there is nothing to lose
         if not (names <= {"manifest.json", "study.toml"} and status == "running"):
             state = "a finished" if status == "complete" else "an interrupted"
-            hint = (
-                "give another folder" if status == "complete" else "go on with it by --resume, or give another folder"
-            )
+            hint = "" if status == "complete" else "go on with it by --resume, or "
             raise ResultsError(f"{out} already holds {state} study; {hint}give another folder.")
     elif names:
         raise ResultsError(f"{out} is not empty and is not a results folder of ours; give a new folder.")
@@ -199,10 +198,10 @@ def lookup(effects: pd.DataFrame) -> Callable[[str, Cell, int, str], float | Non
     """Find what the table says of (pair, cell, seed, metric); None where there is no such row."""
     keys = ["pair", "seed", "sweep", "direction", "site", "layer", "head", "metric"]
     # a role of a single position is what the prompt calls it; the cell itself knows an index
-    table = effects[effects["status"] == "ok"]
+    table = effects.loc[effects["status"] == "ok"]
     values: dict[tuple[Any, ...], float] = {}
-    columns = [table[name].astype(object).where(table[name].notna(), None) for name in (*keys, "position")]
-    roles = table["position_role"].astype(object).where(table["position"].isna(), None)
+    columns = [_with_none(table[name]) for name in (*keys, "position")]
+    roles = pd.Series(table["position_role"]).astype(object).where(pd.Series(table["position"]).isna(), None)
     for key, role, patched in zip(zip(*columns, strict=True), roles, table["patched"], strict=True):
         values[(*key, role)] = float(patched)
 
@@ -211,6 +210,11 @@ def lookup(effects: pd.DataFrame) -> Callable[[str, Cell, int, str], float | Non
         return values.get((*key, cell.position_role if cell.position is None else None))
 
     return find
+
+
+def _with_none(column: Any) -> pd.Series:
+    values = pd.Series(column)
+    return values.astype(object).where(values.notna(), None)
 
 
 def clusters_of(experiment: Experiment, by: str) -> dict[str, str]:
@@ -294,11 +298,11 @@ def counts_of(experiment: Experiment, effects: pd.DataFrame) -> dict[str, Any]:
 
 def skipped_of(effects: pd.DataFrame, most: int = 200) -> list[dict[str, Any]]:
     """Which cells were skipped or failed in which pairs, counted."""
-    bad = effects[effects["status"] != "ok"]
-    groups = bad.groupby(["pair", "sweep", "status"], sort=False).size()
+    bad = effects.loc[effects["status"] != "ok", ["pair", "sweep", "status"]]
+    counted = Counter(zip(bad["pair"], bad["sweep"], bad["status"], strict=True))
     return [
-        {"pair": pair, "sweep": sweep, "reason": status, "cells": int(count)}
-        for (pair, sweep, status), count in list(groups.items())[:most]
+        {"pair": str(pair), "sweep": str(sweep), "reason": str(status), "cells": count}
+        for (pair, sweep, status), count in list(counted.items())[:most]
     ]
 
 

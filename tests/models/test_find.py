@@ -103,7 +103,7 @@ def test_an_encoder_decoder_is_refused():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom", "falcon", "gpt_neox", "olmo2"])
 def test_layers_with_zero_weights_are_recognised_like_the_others(family: str):
-    """A hand-built circuit has heads and MLPs that are switched off; its sites must be the same as in a trained model."""
+    """A hand-built circuit has heads and MLPs that are switched off; its sites are those of a trained model."""
     plain, hf = tiny_model(family), tiny_hf(family)
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
@@ -333,7 +333,7 @@ def test_a_failing_check_of_a_site_refuses_the_site():
     failed = SelfCheck("write-back z", 0.5, 1e-4, False, "", ("z",))
     assert list(unsound_sites([failed, SelfCheck("x", 0.0, 1.0, True, "", ("q",))])) == ["z"]
     ensure_sound("m", [failed])
-    with pytest.raises(CheckError, match="causal: 0.5, at most 0.0001"):
+    with pytest.raises(CheckError, match=r"causal: 0\.5, at most 0\.0001"):
         ensure_sound("m", [SelfCheck("causal", 0.5, 1e-4, False, "why")])
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engramscope.models.hooks import Hook
 from engramscope.models.parts import Parts
-from engramscope.models.probe import Recording, eps_of, forward, linears, random_tokens, reset_rows
+from engramscope.models.probe import Recording, eps_of, linears, random_tokens, reset_rows, run_blocks
 
 _SEQ = 3
 #: sizes of the random numbers; large ones saturate the softmax of models that do not scale their scores
@@ -155,7 +155,7 @@ def _probe(
             written[path] = value
             hooks.append(Hook(hf.get_submodule(path), "output", _overwrite(value)))
         hooks.append(Hook(hf.get_submodule(out), "input", _keep(z, layer)))
-    forward(hf, random_tokens(hf, rows, _SEQ), hooks)
+    run_blocks(hf, random_tokens(hf, rows, _SEQ), hooks)
     found: dict[int, list[Evidence]] = {}
     for layer, own in chunks.items():
         values, width = z[layer].reshape(rows, _SEQ, n_heads, -1), layouts[layer].d_head

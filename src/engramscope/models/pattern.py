@@ -13,7 +13,7 @@ from engramscope.models.heads import HeadLayout
 from engramscope.models.hooks import Hook
 from engramscope.models.interface import pattern_hooks
 from engramscope.models.parts import Parts
-from engramscope.models.probe import Recording, eps_of, forward, random_tokens, reset_rows
+from engramscope.models.probe import Recording, eps_of, random_tokens, reset_rows, run_blocks
 from engramscope.models.site import AttentionPattern, Port
 
 _SEQ = 3
@@ -95,7 +95,7 @@ def _probe(
     with ExitStack() as stack:
         if interface:
             stack.enter_context(pattern_hooks(hf, interface))
-        forward(hf, random_tokens(hf, 1, _SEQ).expand(rows, -1), hooks)
+        run_blocks(hf, random_tokens(hf, 1, _SEQ).expand(rows, -1), hooks)
     return {layer: value.reshape(rows, _SEQ, n_heads, -1) for layer, value in z.items()}
 
 

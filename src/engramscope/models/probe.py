@@ -97,6 +97,12 @@ def forward(hf: Any, tokens: Tensor, hooks: Sequence[Hook] = ()) -> Tensor:
     return logits
 
 
+def run_blocks(hf: Any, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+    """A forward with some hooks and without the language-model head, whose width would cost the most."""
+    with torch.no_grad(), attached(hooks):
+        hf.base_model(input_ids=tokens, use_cache=False)
+
+
 def record(hf: Any, tokens: Tensor, hooks: Sequence[Hook] = ()) -> Recording:
     """A forward in which every module's input and output is kept.
 

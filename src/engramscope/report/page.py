@@ -49,7 +49,7 @@ def render(study: Study, found: Sequence[Panel]) -> str:
     plotly, script = _script(get_plotlyjs()), _script(_template("report.js"))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("engramscope.report", "templates"),
-        autoescape=False,
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
