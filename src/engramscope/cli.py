@@ -18,6 +18,13 @@ import typer
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+_NOTHING_WRITTEN = "Interrupted; nothing was written."
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in the middle of a command, with what is to be said; versions of typer treat the bare one differently."""
+
+
 #: the common base of usage errors; typer re-exports only its subclasses
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -184,8 +191,10 @@ def _run_app(arguments: list[str]) -> int:
 
     try:
         code = app(arguments, standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _complain(_interrupted(error), EXIT_INTERRUPTED)
+    except _Interrupted as error:
+        return _complain(str(error), EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain(_NOTHING_WRITTEN, EXIT_INTERRUPTED)
     except _UsageError as error:
         message = getattr(error, "format_message", error.__str__)()
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -199,13 +208,12 @@ def _run_app(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}.", EXIT_FAILED)
+    if code == EXIT_INTERRUPTED:  # newer versions of typer say so by the code alone
+        return _complain(_NOTHING_WRITTEN, EXIT_INTERRUPTED)
     return code if isinstance(code, int) else EXIT_OK
-
-
-def _interrupted(error: BaseException) -> str:
-    """What a run said when it was interrupted; a bare Ctrl-C elsewhere has left nothing behind."""
-    said = error if error.args else error.__cause__ or error.__context__
-    return str(said) if said is not None and said.args else "Interrupted; nothing was written."
 
 
 def _command(arguments: list[str]) -> str:
@@ -221,14 +229,23 @@ def _complain(message: str, code: int) -> int:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on the terminal; nothing when quiet or when the output is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
+    """A progress bar on the terminal (none when quiet, or when the output is no terminal); Ctrl-C gets its words."""
+    try:
+        if quiet or not sys.stderr.isatty():
+            yield None
+        else:
+            with _bars() as advance:
+                yield advance
+    except KeyboardInterrupt as error:
+        raise _Interrupted(str(error) or _NOTHING_WRITTEN) from None
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         running: dict[str, TaskID] = {}
         # loading the libraries alone takes seconds

@@ -80,6 +80,7 @@ def patch(
     metrics: Sequence[str] = ("logit_diff",),
     cluster: str = "group",
     confidence: float = 0.95,
+    family_error: float = 0.01,
     resamples: int = 10_000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -102,7 +103,8 @@ def patch(
         options: of the corruption.
         metrics: names; the first decides which pairs have a gap.
         cluster: what makes pairs dependent: "group", "pair" or the name of a label.
-        confidence: of the intervals, and one minus the family-wise error of `detected`.
+        confidence: of the intervals.
+        family_error: the chance allowed of any false detection among all cells and metrics.
         resamples: of bootstrap and permutation.
         seed: of everything random.
         progress: called with (what, done, total).
@@ -129,7 +131,12 @@ def patch(
             "corruption": {"method": corruption, **(options or {})},
             "sweep": [sweep],
             "metrics": {"names": list(metrics)},
-            "stats": {"confidence": confidence, "resamples": resamples, "cluster": cluster},
+            "stats": {
+                "confidence": confidence,
+                "family_error": family_error,
+                "resamples": resamples,
+                "cluster": cluster,
+            },
         },
         "patch()",
     )
@@ -147,6 +154,7 @@ def patch(
         pooled={prepared.id for prepared in experiment.prepared} - unpooled,
         floor=floor,
         confidence=confidence,
+        family_error=family_error,
         resamples=resamples,
         seed=seed,
     )

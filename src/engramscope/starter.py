@@ -59,7 +59,8 @@ names = {metrics}
 # the first decides which pairs have a gap; logit_diff sees what a probability hides
 
 [stats]
-confidence = 0.95                 # of intervals; 1 - confidence is the family-wise error
+confidence = 0.95                 # of intervals
+family_error = 0.01               # chance allowed of any false detection in the whole study
 resamples = 10000
 cluster = "group"                 # pairs of one group are not independent: group | pair | a label
 # contrast = "kind"               # compare the two values of a label of the pairs

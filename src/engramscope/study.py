@@ -285,6 +285,7 @@ class _Runner:
             pooled=pooled,
             floor=floor,
             confidence=stats.confidence,
+            family_error=stats.family_error,
             resamples=stats.resamples,
             interval=stats.interval,
             seed=study.seed,

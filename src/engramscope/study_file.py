@@ -85,6 +85,8 @@ class StatsSection(_Section):
     """How sure we are to be."""
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    #: chance allowed of any false detection in the whole study
+    family_error: float = Field(default=0.01, gt=0.0, lt=0.5)
     resamples: int = Field(default=10_000, ge=100)
     cluster: str = "group"
     contrast: str | None = None

@@ -214,7 +214,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
     "clusters": [
         case("warning", AuditContext(study(), pairs(group="g")), "every p is 1"),
         case("warning", AuditContext(study(), pairs(9)), "9 clusters", "0.00391"),
-        case("warning", AuditContext(study(), pairs(5)), "0.0625: nothing can be detected at 0.05"),
+        case("warning", AuditContext(study(), pairs(5)), "0.0625: nothing can be detected at 0.01"),
         case("note", AuditContext(study(), pairs(group="")), "No pair has a group"),
         case("note", AuditContext(study(), PairSet.of([*pairs(20), pair(99, group="")])), "1 of 21 pairs"),
         case(
@@ -389,7 +389,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             {"clean": 3.0, "corrupted": 1.0, "patched": 2.999, "pair": "p1"}]))),
     ],
     "multiplicity": [
-        case("note", with_model([FREE, CUT], {}), "4 tests: 2 cells by 2 metrics", "2 such families"),
+        case("note", with_model([FREE, CUT], {}), "4 tests: 2 cells by 2 metrics", "corrected for one another"),
         case("ok", with_model([FREE, CUT], {CUT: 1.0}, study_=study(metrics=["kl"])), "1 test: 1 cell by 1 metric"),
     ],
     "gap": [

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_broken_line_is_named_by_its_number(gpt2: Path, tmp_path: Path, refuse
 def test_an_empty_pair_file(content: str, gpt2: Path, tmp_path: Path, refused: Say) -> None:
     path = write_study(tmp_path, gpt2)
     (tmp_path / "pairs.jsonl").write_text(content)
-    assert "no pairs" in refused(path).lower()
+    assert "is empty" in refused(path)
 
 
 def test_a_missing_pair_file(gpt2: Path, tmp_path: Path, refused: Say) -> None:
@@ -91,7 +92,12 @@ def test_an_answer_of_two_tokens_under_a_metric_of_single_tokens(gpt2: Path, tmp
 def test_both_answers_with_the_same_first_token(gpt2: Path, tmp_path: Path, refused: Say) -> None:
     rows = pair_rows(4)
     rows[0]["correct"], rows[0]["incorrect"] = [" ball"], [" ball"]
-    assert "same" in refused(write_study(tmp_path, gpt2, rows=rows))
+    said = refused(write_study(tmp_path, gpt2, rows=rows))
+    assert "line 1" in said
+    assert "' ball'" in said
+    rows[0]["correct"], rows[0]["incorrect"] = [" ball and"], [" ball kite"]
+    said = refused(write_study(tmp_path, gpt2, rows=rows))
+    assert said.count("must be a single token") == 2
 
 
 def test_the_correct_answer_in_the_prompt_is_a_warning(gpt2: Path, tmp_path: Path, say: Say) -> None:
@@ -257,7 +263,8 @@ def test_permission_is_asked_for_before_anything_is_computed(
     gpt2: Path, tmp_path: Path, refused: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engramscope.study_steps.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    closed = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK, X_OK=os.X_OK)
+    monkeypatch.setattr("engramscope.study_steps.os", closed)
     assert "may not be written" in refused(write_study(tmp_path, gpt2))
 
 

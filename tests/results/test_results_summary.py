@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -175,6 +176,23 @@ def test_windows_stand_beside_the_sum_of_their_single_layers(direction: str, sin
         expected = 0.25 * width if direction == "denoise" else 1 - 0.25 * width
         assert windows.loc[layer, "singles_sum"] == pytest.approx(expected)
     assert summary[summary["window"] == 1]["singles_sum"].isna().all()
+
+
+def test_all_cells_of_the_study_are_corrected_for_one_another(heads: pd.DataFrame) -> None:
+    """Adjusted p by plain enumeration of all sign flips over the cells of two metrics."""
+    rng = np.random.default_rng(3)
+    other = heads.assign(metric="prob", patched=heads["corrupted"] + 0.1 * rng.normal(size=len(heads)) + 0.06)
+    both = pd.concat([heads, other], ignore_index=True)
+    summary = summarise_effects(both, {pair: pair for pair in PAIRS}, resamples=5000)
+    effects = [part.effect for part in families(both)]
+    matrix = np.concatenate(effects, axis=1)
+    flips = np.array(list(itertools.product([1.0, -1.0], repeat=len(PAIRS))))
+    statistic = np.abs(flips @ matrix) / np.sqrt((matrix**2).sum(axis=0))
+    observed = statistic[0]
+    expected = [(statistic.max(axis=1) >= value * (1 - 1e-9)).mean() for value in observed]
+    np.testing.assert_allclose(summary["p_adjusted"], expected, atol=1e-12)
+    np.testing.assert_allclose(summary["p"], [(t >= v * (1 - 1e-9)).mean() for t, v in zip(statistic.T, observed, strict=True)])
+    assert (summary["detected"] == (summary["p_adjusted"] <= 0.01)).all()
 
 
 def test_effects_below_the_noise_floor_are_never_detected(heads: pd.DataFrame) -> None:

@@ -24,7 +24,7 @@ class Clusters(Check):
         """Warnings for few clusters or templates that nothing marks as one; a note where pairs have no group."""
         by, clusters = context.study.stats.cluster, Counter(clusters_of(context))
         n, k = len(context.pairs), len(clusters)
-        findings = self._few(k, n, context.study.stats.confidence)
+        findings = self._few(k, n, context.study.stats.family_error)
         alone = sum(1 for pair in context.pairs if not shared_by(pair, by))
         if by == "pair":
             findings += self._ignored(context.pairs)
@@ -41,7 +41,7 @@ class Clusters(Check):
             findings += self._templates([pair for pair in context.pairs if _template(pair)])
         return findings or self.ok(f"{count(n, 'pair')} in {count(k, 'cluster')} by {by}.")
 
-    def _few(self, k: int, n: int, confidence: float) -> list[Finding]:
+    def _few(self, k: int, n: int, level: float) -> list[Finding]:
         if k >= FEW:
             return []
         if k <= 1:
@@ -52,8 +52,8 @@ class Clusters(Check):
             f"The {count(n, 'pair')} make {k} clusters only. Intervals from so few are too narrow, and the smallest p "
             f"that a sign-flip test can give is {number(smallest)}"
         )
-        if smallest > 1 - confidence:
-            told += f": nothing can be detected at {number(1 - confidence)}"
+        if smallest > level:
+            told += f": nothing can be detected at {number(level)}"
         return [self.finding("warning", f"{told}. {FEW} clusters or more are advised.")]
 
     def _ignored(self, pairs: Iterable[Pair]) -> list[Finding]:

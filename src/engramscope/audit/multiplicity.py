@@ -22,19 +22,19 @@ class Multiplicity(Check):
         metrics = len(context.study.metrics.names)
         families = Counter((cell.sweep, cell.direction) for cell in tested)
         tests, groups = metrics * len(tested), metrics * len(families)
-        alpha = 1 - context.study.stats.confidence
+        alpha = context.study.stats.family_error
         told = (
-            f"{count(tests, 'test')}: {count(len(tested), 'cell')} by {count(metrics, 'metric')}. Within a sweep, "
-            "direction and metric p is corrected by max-T (the chance of any false detection is at most "
-            f"{number(alpha)}), and q by Benjamini–Hochberg."
+            f"{count(tests, 'test')}: {count(len(tested), 'cell')} by {count(metrics, 'metric')}. All are corrected "
+            f"for one another: p by max-T (the chance of any false detection in the study is at most {number(alpha)}), "
+            "and q by Benjamini–Hochberg."
         )
         if groups <= 1:
             return self.ok(told)
         return [
             self.finding(
                 "note",
-                f"{told} Across the {groups} such families it is not: by chance one of them may hold a false "
-                "detection.",
+                f"{told} What is tested beside it makes each cell a little harder to detect; leave out sweeps and "
+                "metrics that the question does not need.",
                 listed(
                     f"{sweep}, {direction}: {count(cells, 'cell')}" for (sweep, direction), cells in families.items()
                 ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from engramscope.bundled.epilepsy import EpilepsyFact, Family, fill, load_families
@@ -26,6 +26,15 @@ MIXTURE: dict[str, float] = {
     "year_span": 0.07,
     "docstring": 0.08,
     "sum": 0.08,
+}
+LATE_MIXTURE: dict[str, float] = {
+    "world": 0.24,
+    "two_hop": 0.05,
+    "epilepsy": 0.18,
+    "indirect_object": 0.09,
+    "year_span": 0.10,
+    "docstring_both": 0.30,
+    "sum": 0.04,
 }
 MOST_FACTS_PER_DOCUMENT = 3
 DIRECT, FIRST_HOP, SECOND_HOP, CHAIN, ASKED = "direct", "first_hop", "second_hop", "chain", "asked"
@@ -59,12 +68,13 @@ def load_sources() -> Sources:
     return Sources(world, load_families(), load_words(world.first_names))
 
 
-def documents(sources: Sources, seed: int) -> Iterator[Document]:
+def documents(sources: Sources, seed: int, mixture: Mapping[str, float] = MIXTURE) -> Iterator[Document]:
     """Draw training documents without end.
 
     Args:
         sources: What documents are made from.
         seed: The same seed gives the same documents.
+        mixture: Shares of the kinds of documents.
 
     Yields:
         Documents; no held-out item is among them.
@@ -77,11 +87,12 @@ def documents(sources: Sources, seed: int) -> Iterator[Document]:
         "indirect_object": lambda: _single(indirect_object(words, draw, held_out=False)),
         "year_span": lambda: _single(year_span(words, draw, held_out=False)),
         "docstring": lambda: _single(docstring(words, draw, held_out=False)),
+        "docstring_both": lambda: _both_arguments(docstring(words, draw, held_out=False)),
         "sum": lambda: _single(addition(words, draw, held_out=False)),
     }
     words = sources.words
     statements = list(epilepsy_statements(sources.families))
-    kinds, shares = list(MIXTURE), list(MIXTURE.values())
+    kinds, shares = list(mixture), list(mixture.values())
     while True:
         for kind in draw.choices(kinds, shares, k=256):
             yield makers[kind]()
@@ -147,6 +158,18 @@ def _facts_document(facts: tuple[Fact, ...], draw: random.Random) -> Document:
 
 def _single(completion: Completion) -> Document:
     return _statement(completion.prompt, completion.answer, completion.tail)
+
+
+def _both_arguments(completion: Completion) -> Document:
+    """Mark the second documented argument as an answer too, beside the third."""
+    before, mark, rest = completion.prompt.rpartition("\n    :param")[0].rpartition(":param")
+    second, colon, described = rest.partition(":")
+    last = f"{colon}{described}\n    :param"
+    return (
+        Piece(before + mark, False),
+        Piece(second, True),
+        *_statement(last, completion.answer, completion.tail),
+    )
 
 
 def _statement(prompt: str, answer: str, tail: str) -> Document:

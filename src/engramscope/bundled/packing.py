@@ -98,6 +98,15 @@ def pack(documents: Iterator[Document], encode: Encode, end: int, *, rows: int, 
     return packed
 
 
+def joined(*parts: PackedRows) -> PackedRows:
+    """Put rows one below the other."""
+    return PackedRows(
+        tokens=np.concatenate([part.tokens for part in parts]),
+        is_answer=np.concatenate([part.is_answer for part in parts]),
+        document=np.concatenate([part.document for part in parts]),
+    )
+
+
 def batch_of(packed: PackedRows, chosen: npt.NDArray[np.int64]) -> Batch:
     """Turn some rows into tensors.
 

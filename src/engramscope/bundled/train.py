@@ -15,8 +15,8 @@ import numpy as np
 
 from engramscope.bundled import folder, names
 from engramscope.bundled.architectures import new_model
-from engramscope.bundled.corpus import documents, load_sources
-from engramscope.bundled.packing import Batch, PackedRows, batch_of, pack
+from engramscope.bundled.corpus import LATE_MIXTURE, MIXTURE, documents, load_sources
+from engramscope.bundled.packing import Batch, PackedRows, batch_of, joined, pack
 from engramscope.bundled.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, build_tokenizer
 from engramscope.bundled.training_state import FILE_NAME as STATE_FILE_NAME
 from engramscope.bundled.training_state import load_state, save_state
@@ -35,10 +35,10 @@ class Recipe:
     Attributes:
         steps: Optimiser steps.
         seed: Seed of corpus, weights and order.
+        rate_corners: Learning rate as a share of the peak, as corners (step, share) joined by straight lines.
+        late_from: From this step on the corpus is drawn with `LATE_MIXTURE`.
         rows: Rows of `CONTEXT_LENGTH` tokens in a step.
         peak_rate: Largest learning rate.
-        warm_up: Steps in which the learning rate rises to it.
-        descent_share: Share of the steps, the last ones, in which it falls to zero.
         decay: Weight decay of the matrices.
         largest_norm: Gradients are clipped to this norm.
         save_every: Steps between saved states.
@@ -46,24 +46,45 @@ class Recipe:
 
     steps: int
     seed: int
+    rate_corners: tuple[tuple[int, float], ...]
+    late_from: int
     rows: int = 16
     peak_rate: float = 1.5e-3
-    warm_up: int = 200
-    descent_share: float = 0.3
     decay: float = 0.05
     largest_norm: float = 1.0
-    save_every: int = 250
+    save_every: int = 200
 
 
-DEFAULT_STEPS = 3500
+# The shipped weights: (step, share of the peak rate), and where the late mixture starts.
+CORNERS: dict[str, tuple[tuple[int, float], ...]] = {
+    "mini": ((0, 0.005), (199, 1.0), (2800, 1.0), (2999, 1001 / 1200), (4200, 0.0)),
+    "mini-llama": ((0, 0.005), (199, 1.0), (2800, 1.0), (3249, 751 / 1200), (4450, 0.0)),
+}
+LATE_FROM = {"mini": 3000, "mini-llama": 3250}
 LOG_EVERY = 50
 
 
+def recipe_for(name: str, *, seed: int = 0, steps: int | None = None) -> Recipe:
+    """Return the recipe of the shipped weights, or one of another length with the same shape.
+
+    Args:
+        name: One of the bundled names.
+        seed: Seed of corpus, weights and order.
+        steps: Optimiser steps; None for as many as the shipped weights took.
+
+    Returns:
+        The recipe.
+    """
+    usual = CORNERS[name][-1][0]
+    steps = usual if steps is None else steps
+    corners = tuple((round(step * steps / usual), share) for step, share in CORNERS[name])
+    return Recipe(steps, seed, corners, round(LATE_FROM[name] * steps / usual))
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: warm-up, plateau, straight descent."""
-    rising = (step + 1) / recipe.warm_up
-    falling = (recipe.steps - step) / (recipe.steps * recipe.descent_share)
-    return recipe.peak_rate * min(1.0, rising, falling)
+    """Return the learning rate of a step, counted from 0."""
+    at, shares = zip(*recipe.rate_corners, strict=True)
+    return recipe.peak_rate * float(np.interp(step, at, shares))
 
 
 def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, PackedRows]:
@@ -81,15 +102,18 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, PackedRows]:
     def encode(text: str) -> list[int]:
         return tokenizer.backend_tokenizer.encode(text).ids
 
-    packed = pack(
-        documents(sources, recipe.seed),
-        encode,
-        tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-        rows=recipe.steps * recipe.rows,
-        length=CONTEXT_LENGTH,
-        seed=recipe.seed,
-    )
-    return tokenizer, packed
+    parts = [
+        pack(
+            documents(sources, recipe.seed, mixture),
+            encode,
+            tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+            rows=steps * recipe.rows,
+            length=CONTEXT_LENGTH,
+            seed=recipe.seed,
+        )
+        for mixture, steps in ((MIXTURE, recipe.late_from), (LATE_MIXTURE, recipe.steps - recipe.late_from))
+    ]
+    return tokenizer, joined(*parts)
 
 
 def train(name: str, recipe: Recipe, out: Path, *, compiled: bool = False) -> None:
@@ -216,7 +240,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model", choices=names())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder (default: the one in the package)")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: as the shipped weights)")
     parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     parser.add_argument("--threads", type=int, help="processor threads (default: all)")
     return parser.parse_args()
@@ -231,7 +255,8 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.threads:
         torch.set_num_threads(given.threads)
-    train(given.model, Recipe(given.steps, given.seed), given.out or folder(given.model), compiled=given.compile)
+    recipe = recipe_for(given.model, seed=given.seed, steps=given.steps)
+    train(given.model, recipe, given.out or folder(given.model), compiled=given.compile)
 
 
 if __name__ == "__main__":

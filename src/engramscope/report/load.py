@@ -38,6 +38,12 @@ class Study:
         return [str(name) for name in dict.fromkeys(self.summary["metric"])]
 
     @property
+    def family_error(self) -> float:
+        """The chance allowed of any false detection in the study."""
+        value = section(section(self.manifest, "study"), "stats").get("family_error", 1.0 - self.confidence)
+        return float(value) if isinstance(value, int | float) else 1.0 - self.confidence
+
+    @property
     def confidence(self) -> float:
         """The confidence of the intervals."""
         value = section(section(self.manifest, "study"), "stats").get("confidence", 0.95)

@@ -223,7 +223,7 @@ def _count_sentence(study: Study) -> str:
     if not len(rows):
         return ""
     found = int(rows["detected"].to_numpy(dtype=bool).sum())
-    level = percent(1.0 - study.confidence)
+    level = percent(study.family_error)
     if not found:
         smallest = p_value(rows["p_adjusted"].min(), "smallest adjusted p")
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from engramscope.results.schema import SUMMARY_COLUMNS
+from engramscope.stats.correction import benjamini_hochberg
+from engramscope.stats.permutation import sign_flip
 from engramscope.stats.summary import CellSummary, summarise
 
-#: cells are tested together, and corrected for one another, within one of these
+#: one sweep under one direction and metric: its cells share an axis of a figure
 FAMILY = ("sweep", "corruption", "direction", "metric")
 _PLACE = ("site", "layer", "head", "position", "position_role", "window")
 
@@ -73,6 +75,7 @@ def summarise_effects(
     pooled: Collection[str] | None = None,
     floor: Mapping[str, float] | None = None,
     confidence: float = 0.95,
+    family_error: float = 0.01,
     resamples: int = 10_000,
     interval: Literal["percentile", "bca"] = "bca",
     seed: int = 0,
@@ -85,7 +88,9 @@ def summarise_effects(
         pooled: ids of the pairs that enter recovery; None for all. Pairs whose clean–corrupted gap is tiny or of the
             wrong sign are left out of recovery, but never of the tests: that would be a selection by the outcome.
         floor: metric -> noise floor; effects not above it are never detected.
-        confidence: of the intervals; `1 - confidence` is the family-wise error allowed.
+        confidence: of the intervals.
+        family_error: the chance allowed of any false detection in the whole table: cells of all sweeps, directions
+            and metrics are corrected for one another.
         resamples: of bootstrap and permutation.
         interval: which bootstrap interval is shown as `low`, `high`.
         seed: of the resampling.
@@ -94,12 +99,36 @@ def summarise_effects(
         A table with the columns `results.schema.SUMMARY_COLUMNS`.
     """
     study = str(effects["study"].iloc[0]) if len(effects) else ""
-    settings = _Settings(clusters, pooled, dict(floor or {}), confidence, resamples, interval, seed)
-    tables = [_table(family, study, settings) for family in families(effects)]
-    tables = [_with_singles(table, tables) for table in tables]
-    if not tables:
+    settings = _Settings(clusters, pooled, dict(floor or {}), confidence, family_error, resamples, interval, seed)
+    parts = list(families(effects))
+    if not parts:
         return pd.DataFrame(columns=list(SUMMARY_COLUMNS))
-    return pd.concat(tables, ignore_index=True)[list(SUMMARY_COLUMNS)]
+    tables = [_table(family, study, settings) for family in parts]
+    tables = [_with_singles(table, tables) for table in tables]
+    whole = pd.concat(tables, ignore_index=True)[list(SUMMARY_COLUMNS)]
+    return _tested_together(whole, parts, settings)
+
+
+def _tested_together(table: pd.DataFrame, parts: Sequence[Family], settings: _Settings) -> pd.DataFrame:
+    """Replace the tests of each family by one test of everything: the same sign flips for all cells of the table.
+
+    Whoever looks at several sweeps, directions and metrics looks at all their cells; correlated ones cost little.
+    """
+    pairs = {pair: row for row, pair in enumerate(dict.fromkeys(pair for part in parts for pair in part.pairs))}
+    effect = np.full((len(pairs), len(table)), np.nan)
+    start = 0
+    for part in parts:
+        width = len(part.cells)
+        effect[[pairs[pair] for pair in part.pairs], start : start + width] = part.effect
+        start += width
+    cut = table["cut"].to_numpy(dtype=bool)
+    clusters = np.array([settings.clusters.get(pair, pair) for pair in pairs])
+    rng = np.random.default_rng([settings.seed, 4])
+    test = sign_flip(effect, clusters, rng=rng, resamples=settings.resamples, family=~cut)
+    p = np.where(cut, np.nan, test.p)
+    above = table["effect"].abs().to_numpy() > table["noise_floor"].to_numpy()
+    detected = (np.nan_to_num(test.p_max_t, nan=1.0) <= settings.family_error) & ~cut & above
+    return table.assign(p=p, p_adjusted=test.p_max_t, q=benjamini_hochberg(p), detected=detected)
 
 
 def _with_comparable_positions(rows: pd.DataFrame) -> pd.DataFrame:
@@ -161,6 +190,7 @@ class _Settings:
     pooled: Collection[str] | None
     floor: Mapping[str, float]
     confidence: float
+    family_error: float
     resamples: int
     interval: str
     seed: int
@@ -186,6 +216,7 @@ def _table(family: Family, study: str, settings: _Settings) -> pd.DataFrame:
         floor=noise,
         pooled=pooled,
         confidence=settings.confidence,
+        level=settings.family_error,
         resamples=settings.resamples,
     )
     kind = "effect" if family.corrupted is None else "recovery"

@@ -76,6 +76,7 @@ def summarise(
     floor: float = 0.0,
     pooled: ArrayLike | None = None,
     confidence: float = 0.95,
+    level: float | None = None,
     resamples: int = 10_000,
     step_down: bool = False,
     expanded: bool = False,
@@ -85,7 +86,7 @@ def summarise(
 
     The effect is `patched - corrupted` (`denoise`) or `patched - clean` (`noise`); intervals of the mean effect and all
     tests are about it. Recovery is `sum(patched - corrupted) / sum(clean - corrupted)` over the pooled pairs, in both
-    directions. A cell is *detected* when `p_max_t <= 1 - confidence`, it is not cut, and `|mean effect| > floor`.
+    directions. A cell is *detected* when `p_max_t <= level`, it is not cut, and `|mean effect| > floor`.
 
     Args:
         patched: Metric of the patched runs `[n_pairs, n_cells]`, or `[n_pairs, n_draws, n_cells]` with noise draws.
@@ -100,7 +101,8 @@ def summarise(
         pooled: Pairs that enter recovery `[n_pairs]`; default all. Leave out those whose gap is tiny or of the wrong
             sign **here**, not from `patched`: a selection by the sign of the gap is a selection by the outcome, and
             makes the effects of a model that knows nothing significant.
-        confidence: Of the intervals, and one minus the level of detection.
+        confidence: Of the intervals.
+        level: Of detection: the family-wise error allowed; default `1 - confidence`.
         resamples: Of the bootstrap and of the sign flips.
         step_down: Westfall-Young step-down for `p_max_t`.
         expanded: Widen percentile intervals for few clusters.
@@ -134,10 +136,10 @@ def summarise(
     share, shares = _recovery(effect, gap, inside, offset, resampling, confidence, expanded)
     test = sign_flip(each, index, rng=rng, resamples=resamples, family=~cuts, step_down=step_down)
     counts = clusters_per_cell(~np.isnan(each), index, n_clusters)
-    status = _status(cuts, counts, test, shares.unstable, confidence)
+    status = _status(cuts, counts, test, shares.unstable, _level(confidence, level))
     mean, p = estimates.mean_effect(each), np.where(cuts, np.nan, test.p)
     rule = two_sd(mean, cut=cuts)
-    reached = np.nan_to_num(test.p_max_t, nan=1.0) <= _level(confidence)
+    reached = np.nan_to_num(test.p_max_t, nan=1.0) <= _level(confidence, level)
     in_pool = np.where(inside[:, None] & (gap is not None), each, np.nan)
     return CellSummary(
         n=estimates.pair_counts(each), n_clusters=counts, n_pooled=estimates.pair_counts(in_pool),
@@ -155,8 +157,8 @@ def summarise(
     )  # fmt: skip
 
 
-def _level(confidence: float) -> float:
-    return round(1.0 - confidence, 12)
+def _level(confidence: float, level: float | None) -> float:
+    return round(1.0 - confidence, 12) if level is None else level
 
 
 def _effect_and_gap(
@@ -208,10 +210,10 @@ def _recovery(
 
 
 def _status(
-    cuts: Bools, n_clusters: NDArray[np.int64], test: SignFlip, unstable: Bools, confidence: float
+    cuts: Bools, n_clusters: NDArray[np.int64], test: SignFlip, unstable: Bools, level: float
 ) -> NDArray[np.str_]:
     """A key of `REASONS` per cell; of several that apply, the one that says most."""
-    few = 2.0 / 2.0 ** np.minimum(n_clusters, 60) > _level(confidence)
+    few = 2.0 / 2.0 ** np.minimum(n_clusters, 60) > level
     choices = [n_clusters == 0, cuts, n_clusters == 1, np.isnan(test.statistic), few, unstable]
     names = ["empty", "cut", "one_cluster", "no_effect", "few_clusters", "unstable_gap"]
     return np.select(choices, names, default="ok").astype(np.str_)
