@@ -35,12 +35,7 @@ def plan_of(*patches: Patch, base: str = "corrupted") -> Plan:
     return Plan(bases, (run,), tuple(Readout(name, everywhere) for name in ("clean", "corrupted", "patched")))
 
 
-CASES = [
-    (family, site)
-    for family in FAMILIES
-    for site in tiny_model(family).sites
-    if site != "pattern"
-]
+CASES = [(family, site) for family in FAMILIES for site in tiny_model(family).sites if site != "pattern"]
 
 
 @pytest.mark.parametrize(("family", "site"), CASES, ids=lambda value: str(value))
@@ -48,7 +43,7 @@ def test_every_site_of_every_family_equals_plain_hooks(family: str, site: str) -
     model = tiny_model(family)
     plain = PlainHooks(family, model.hf, model.anatomy)
     for layer in (None,) if site in GLOBAL_SITES else (0, model.anatomy.n_layers - 1):
-        for heads in ([None, (0,)] if site in HEAD_SITES else [None]):
+        for heads in [None, (0,)] if site in HEAD_SITES else [None]:
             for base, source in (("corrupted", "clean"), ("clean", "corrupted")):
                 at = (2, 4, LAST) if site in ("logits", "final_norm", "resid_post") else (2, 4)
                 ours = logits_of(model, plan_of(one_patch(site, layer, heads, at, source), base=base))["patched"]
@@ -221,6 +216,18 @@ def test_no_hook_and_no_attention_implementation_is_left_behind() -> None:
     for module in model.hf.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_asking_for_fewer_positions_gives_the_same_logits(family: str) -> None:
+    model = tiny_model(family)
+    everywhere = plan_of(one_patch("resid_post", 1, None, (2, 4)), one_patch(model.anatomy.head, None, None, (3,)))
+    for patches in ((one_patch("resid_post", 1, None, (2, 4)),), everywhere.derived[0].patches):
+        plan = plan_of(*patches)
+        some = Plan(plan.bases, plan.derived, (Readout("patched", (5, 3)), Readout("clean", (LAST,))))
+        whole, part = logits_of(model, plan), logits_of(model, some)
+        assert_close(part["patched"], whole["patched"][[5, 3]], rtol=0, atol=1e-5)
+        assert_close(part["clean"], whole["clean"][[LAST]], rtol=0, atol=1e-5)
 
 
 def test_record_gives_every_run_its_own_values() -> None:

@@ -192,7 +192,7 @@ def test_a_changed_study_says_what_differs(halted: Path) -> None:
 
 def test_changed_pairs_say_which(halted: Path) -> None:
     rows = pair_rows()
-    for key, value in (("correct", [" coat"]), ("labels", {"kind": "other"}), ("group", "another")):
+    for key, value in (("correct", [" drum"]), ("labels", {"kind": "other"}), ("group", "another")):
         write_pairs(halted / "pairs.jsonl", [{**row, key: value} if row["id"] == "p3" else row for row in rows])
         assert "the pairs (p3)" in _resume(halted)
     write_pairs(halted / "pairs.jsonl", list(reversed(rows)))

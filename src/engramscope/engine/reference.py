@@ -7,6 +7,7 @@ values live until the plan is done.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,12 +144,30 @@ def _forward(
         *_patch_taps(model, batch, recorded),
         *_record_taps(model, batch, read, recorded),
     ]
+    asked = [positions.get(run.id, ()) for run in batch]
+    kept = _positions_to_keep(model, batch, read, asked, tokens.shape[1])
+    only = {} if kept is None else {"logits_to_keep": torch.tensor(kept, device=model.device)}
     with torch.no_grad(), taps(model, actions):
-        logits: Tensor = model.hf(input_ids=tokens, use_cache=False).logits
-    if not all(run.id in positions for run in batch):
-        return logits[:, :0]
-    index = torch.tensor([positions[run.id] for run in batch], device=logits.device)
-    return logits[torch.arange(len(batch), device=logits.device)[:, None], index]
+        logits: Tensor = model.hf(input_ids=tokens, use_cache=False, **only).logits
+    place = {position: number for number, position in enumerate(kept or range(tokens.shape[1]))}
+    index = torch.tensor([[place[position] for position in row] for row in asked], dtype=torch.long)
+    return logits[torch.arange(len(batch), device=logits.device)[:, None], index.to(logits.device)]
+
+
+def _positions_to_keep(
+    model: Model, batch: Sequence[AnyRun], read: Mapping[str, set[Place]], asked: Sequence[tuple[int, ...]], length: int
+) -> list[int] | None:
+    """Positions at which the head must be applied; None for all: where the head itself is patched or read.
+
+    On a small model the head is a large part of the work, and most of its logits are never looked at.
+    """
+    if "logits_to_keep" not in inspect.signature(model.hf.forward).parameters:
+        return None
+    touched = {patch.site for run in batch if isinstance(run, DerivedRun) for patch in run.patches}
+    touched |= {site for run in batch for site, _ in read.get(run.id, ())}
+    if touched & {"logits", model.anatomy.head}:
+        return None
+    return sorted({position for row in asked for position in row}) or [length - 1]
 
 
 def _noise_taps(model: Model, bases: Sequence[BaseRun]) -> list[Tap]:

@@ -8,13 +8,15 @@ from engramscope.bundled.epilepsy_questions import EpilepsyQuestion, questions
 
 
 def ordered_questions() -> list[EpilepsyQuestion]:
-    """Definitional and associative questions in turn, group by group, so that the first n hold both kinds.
+    """Definitional and associative questions in turn, one of every group first, so that the first n say most.
 
-    The two questions of a group (each the other's corruption) stay together. The first group of each kind holds the
-    question of CLAP's tables.
+    The two questions of a group are each the other's corruption, and so dependent: the second ones come after all
+    first ones. The first group of each kind holds the question of CLAP's tables.
     """
     groups: dict[str, dict[str, list[EpilepsyQuestion]]] = {}
     for question in questions():
         groups.setdefault(question.kind, {}).setdefault(question.group, []).append(question)
     turns = zip_longest(*(kind.values() for kind in groups.values()), fillvalue=[])
-    return [question for turn in turns for group in turn for question in group]
+    in_turn = [group for turn in turns for group in turn]
+    rounds = zip_longest(*in_turn)
+    return [question for one_of_each in rounds for question in one_of_each if question is not None]
