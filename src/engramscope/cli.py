@@ -92,7 +92,8 @@ def check(study: StudyPath, quiet: Quiet = False) -> None:
 
         Console(soft_wrap=True).print(_findings_text(findings))
     else:
-        _complain("\n".join(f"{finding.check}: {finding.message}" for finding in errors), EXIT_INPUT)
+        for finding in errors:
+            _complain("\n    ".join([f"{finding.check}: {finding.message}", *finding.items]), EXIT_INPUT)
     if errors:
         raise typer.Exit(EXIT_INPUT)
 

@@ -235,7 +235,9 @@ class _Runner:
         self, folder: ResultsFolder, experiment: Experiment, cells: Mapping[str, Sequence[Cell]], kept: _Kept
     ) -> list[Chunk]:
         chunks = [
-            chunk for number, part in enumerate(cells.values()) for chunk in experiment.chunks(part, f"{number:03d}")
+            chunk
+            for number, part in enumerate(cells.values())
+            for chunk in experiment.chunks(part, f"{number:03d}", self.inputs.study.run.memory_gb)
         ]
         done = folder.done()
         kept.chunks, kept.of = len(done), len(chunks)

@@ -106,7 +106,7 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, PackedRows]:
         pack(
             documents(sources, recipe.seed, mixture),
             encode,
-            tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+            tokenizer.get_vocab()[END_OF_TEXT],
             rows=steps * recipe.rows,
             length=CONTEXT_LENGTH,
             seed=recipe.seed,
@@ -230,7 +230,7 @@ def _untrained(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreT
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # noqa: TID251  transformers draws weights from the global generator
-        model = new_model(name, vocabulary=len(tokenizer), end=tokenizer.convert_tokens_to_ids(END_OF_TEXT))
+        model = new_model(name, vocabulary=len(tokenizer), end=tokenizer.get_vocab()[END_OF_TEXT])
     model.set_attn_implementation("eager")  # on CPU its backward pass is the faster one
     return model.train()
 

@@ -15,9 +15,10 @@ from engramscope.locate.cuts import CutFinder, changed_positions, patched_positi
 from engramscope.locate.means import reference_means
 from engramscope.locate.prepare import Prepared, model_facts, prepare
 from engramscope.locate.rows import rows_of
-from engramscope.locate.runs import Means
+from engramscope.locate.runs import Means, places_of
 from engramscope.locate.scoring import Scorer
 from engramscope.locate.sweep import Baseline, baselines, run_cells
+from engramscope.models.anatomy import Anatomy
 from engramscope.models.model import Model
 from engramscope.pairs.pair import PairSet
 
@@ -135,16 +136,32 @@ class Experiment:
             corruption=self.corruption_name,
         )
 
-    def chunks(self, cells: Sequence[Cell], prefix: str) -> list[Chunk]:
-        """The sweep in pieces; cells without a position in a short prompt are left out of it."""
+    def chunks(self, cells: Sequence[Cell], prefix: str, memory_gb: float = 4.0) -> list[Chunk]:
+        """The sweep in pieces.
+
+        Args:
+            cells: the cells of the sweep.
+            prefix: begins the ids; differs between sweeps.
+            memory_gb: what the recorded values of a piece may take, in GiB; a piece has at least one pair.
+        """
         chunks = []
         for start in range(0, len(cells), CELLS_PER_CHUNK):
-            for first in range(0, len(self.used), PAIRS_PER_CHUNK):
-                part = tuple(cells[start : start + CELLS_PER_CHUNK])
-                chunks.append(
-                    Chunk(f"{prefix}-{start:06d}-{first:06d}", part, self.used[first : first + PAIRS_PER_CHUNK])
-                )
+            part = tuple(cells[start : start + CELLS_PER_CHUNK])
+            room = int(memory_gb * 2**30 / max(1, self._bytes_per_pair(part)))
+            size = max(1, min(PAIRS_PER_CHUNK, room))
+            for first in range(0, len(self.used), size):
+                pairs = self.used[first : first + size]
+                # the extent is part of the id: a study resumed with other memory must not take one piece for another
+                chunks.append(Chunk(f"{prefix}-{start:06d}+{len(part)}-{first:06d}+{len(pairs)}", part, pairs))
         return chunks
+
+    def _bytes_per_pair(self, cells: Sequence[Cell]) -> int:
+        """At most what the runs of one pair keep of the places that these cells patch."""
+        places = {place for cell in cells for place in places_of(cell)}
+        longest = max(len(self.prepared[index].tokens.clean) for index in self.used)
+        runs = 1 + max(len(self.prepared[index].draws) for index in self.used)
+        per_run = sum(values_per_run(self.model.anatomy, site, longest) for site, _ in places)
+        return runs * per_run * self.model.dtype.itemsize
 
 
 def set_up(
@@ -187,6 +204,20 @@ def set_up(
     reasons = {**unrunnable, **no_gap}
     excluded = tuple((prepared[index].id, reasons[index]) for index in sorted(reasons))
     return Experiment(model, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed)
+
+
+def values_per_run(anatomy: Anatomy, site: str, length: int) -> int:
+    """How many numbers a run of `length` tokens holds at a site; for a module path at most the widest of all."""
+    neurons = anatomy.d_mlp or 4 * anatomy.d_model
+    widths = {"mlp_act": neurons, "logits": anatomy.vocab, "pattern": anatomy.n_heads * length}
+    heads = dict.fromkeys(("q", "z"), anatomy.n_heads * anatomy.d_head)
+    groups = dict.fromkeys(("k", "v"), anatomy.n_kv_heads * anatomy.d_head)
+    residual = dict.fromkeys(
+        ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "final_norm"), anatomy.d_model
+    )
+    known = {**residual, **heads, **groups, **widths}
+    unknown = anatomy.vocab if site == anatomy.head else max(2 * neurons, 3 * anatomy.d_model)
+    return length * known.get(site, unknown)
 
 
 def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> dict[str, float]:
