@@ -104,7 +104,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Find where a small bundled model keeps what it knows about epilepsy (under a minute)."""
-    with _progress(quiet) as progress:
+    with _progress(quiet, "Interrupted. Run the demonstration again; it begins anew.") as progress:
         from engramscope.demo import run_demo
 
         result = run_demo(out, progress=progress)
@@ -229,7 +229,7 @@ def _complain(message: str, code: int) -> int:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress(quiet: bool, stopped: str = "") -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on the terminal (none when quiet, or when the output is no terminal); Ctrl-C gets its words."""
     try:
         if quiet or not sys.stderr.isatty():
@@ -238,7 +238,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
             with _bars() as advance:
                 yield advance
     except KeyboardInterrupt as error:
-        raise _Interrupted(str(error) or _NOTHING_WRITTEN) from None
+        raise _Interrupted(stopped or str(error) or _NOTHING_WRITTEN) from None
 
 
 @contextmanager

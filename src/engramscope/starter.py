@@ -32,7 +32,10 @@ device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 [corruption]
 method = {method}
 # method = "str"                  the pair's own corrupted prompt, as many tokens as the clean one
-# method = "gaussian"; sigma = 3.0; draws = 10; span = "subject"    noise on the subject's embeddings
+# method = "gaussian"             noise on the subject's embeddings, its options on lines of their own:
+# sigma = 3.0
+# draws = 10
+# span = "subject"
 # others: answer, zero, mean, resample (engramscope tasks describes them)
 
 # One [[sweep]] per family of patches; each of its cells is patched on its own.

@@ -69,13 +69,7 @@ class StudyResult:
     def executor_note(self) -> str:
         """A sentence where another executor did the work than the study asked for, else ""."""
         executor = self.manifest().get("executor") or {}
-        asked, used = executor.get("requested"), executor.get("used")
-        if not asked or asked == used:
-            return ""
-        return (
-            f"The study asks for the executor {asked!r}, which this version does not have; {used!r} did the work. "
-            "The numbers are the same."
-        )
+        return steps.executor_note(executor.get("requested", ""), executor.get("used", ""))
 
     def __repr__(self) -> str:
         return "\n".join([f"StudyResult({str(self.folder)!r})", *self.sentences()])
@@ -311,6 +305,8 @@ class _Runner:
         folder.write_table("pairs.parquet", steps.pairs_table(experiment))
         folder.write_summary(summary)
         audit = run_checks(steps.with_results(context, experiment, effects, summary, dict(floor)), steps.ALL_PHASES)
+        if note := steps.executor_note(study.run.executor, USED_EXECUTOR):
+            audit.append(Finding("executor", "note", note))
         manifest = self._manifest(experiment)
         manifest |= {
             "status": "complete",

@@ -74,8 +74,8 @@ def refuse_early(inputs: Inputs, out: Path, resume: bool) -> None:
     _collect(faults, lambda: refuse(run_checks(audit_context(inputs), ("pairs",))))
     _collect(faults, lambda: refuse_occupied(out, resume))
     tokenizer = _collect(faults, lambda: tokenizer_of(inputs))
-    faults += size_faults_early(inputs)
-    if tokenizer is not None:
+    if tokenizer is not None:  # else the model is not there, and asking the hub again only takes time
+        faults += size_faults_early(inputs)
         tokens = _collect(faults, lambda: tokens_of(inputs, tokenizer))
         if tokens is not None:
             faults += token_faults(inputs, tokens, tokenizer)
@@ -304,6 +304,16 @@ def skipped_of(effects: pd.DataFrame, most: int = 200) -> list[dict[str, Any]]:
         {"pair": str(pair), "sweep": str(sweep), "reason": str(status), "cells": count}
         for (pair, sweep, status), count in list(counted.items())[:most]
     ]
+
+
+def executor_note(asked: str, used: str) -> str:
+    """A sentence where another executor did the work than the study asked for, else ""."""
+    if not asked or asked == used:
+        return ""
+    return (
+        f"The study asks for the executor {asked!r}, which this version does not have; {used!r} did the work. "
+        "The numbers are the same."
+    )
 
 
 def corruption_options(inputs: Inputs) -> dict[str, Any]:

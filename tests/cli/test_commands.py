@@ -157,3 +157,16 @@ def test_progress_appears_on_a_terminal_and_is_cleared(gpt2: Path, tmp_path: Pat
     assert process.wait() == 0
     for word in (b"starting", b"loading the model", b"baselines", b"patching", b"statistics", b"audit and report"):
         assert word in shown, word
+
+
+def test_an_interrupted_demonstration_does_not_speak_of_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("go on with --resume")
+
+    monkeypatch.setattr("engramscope.study.run_study", stop)
+    assert _run_app(["demo", "--out", str(tmp_path / "demo")]) == 130
+    said = capsys.readouterr().err
+    assert "begins anew" in said
+    assert "--resume" not in said

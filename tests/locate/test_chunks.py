@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from tests.planted import planted_model, value_pairs
+from tests.tiny_models import tiny_model
 
 from engramscope.locate.cells import cells_of
 from engramscope.locate.experiment import set_up, values_per_run
 from engramscope.models.site import SITES
 from engramscope.study_file import SweepSection
-from tests.planted import planted_model, value_pairs
-from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def test_the_manifest_says_how_the_numbers_came_about(study: Path) -> None:
     assert manifest["status"] == "complete"
     assert manifest["schema"] == 1
     assert manifest["executor"] == {"requested": "traversal", "used": "reference"}
+    assert "which this version does not have" in (study / "report.html").read_text(encoding="utf-8")
     assert {"torch", "transformers", "engramscope", "python"} <= set(manifest["versions"])
     assert len(manifest["model"]["weight_hash"]) == 64
     assert manifest["seed"] == 0
@@ -380,7 +381,7 @@ def test_hooks_and_model_are_as_before_after_a_failure(
 
     path = write_study(tmp_path, gpt2)
     with monkeypatch.context() as patched:
-        patched.setattr("engramscope.engine.reference.replace_at", fail)
+        patched.setattr("engramscope.engine.reference.write_at", fail)
         with pytest.raises(RuntimeError, match="middle"):
             run_study(path, tmp_path / "out")
     module = models[0].hf

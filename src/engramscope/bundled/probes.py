@@ -42,7 +42,7 @@ class Probe:
     prompts: tuple[Completion, ...]
 
 
-def load_probes(sources: Sources, seed: int = 1) -> list[Probe]:
+def load_probes(sources: Sources, seed: int = 2) -> list[Probe]:
     """Make every probe.
 
     Args:

@@ -1,8 +1,7 @@
 """The reference executor: plain hooked forwards, slow and obvious; the oracle for every other executor.
 
-Runs of equal length whose patches are at the same sites, layers and heads share one forward of the unmodified Hugging
-Face model, a row each, so nothing is ever padded. Every row has its own positions and its own sources. Recorded
-values live until the plan is done.
+Runs of equal length share one forward of the unmodified Hugging Face model, a row each, so nothing is ever padded.
+Every row has its own patches: sites, layers, heads, positions and sources. Recorded values live until the plan is done.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Noise, Patch, Plan, source_runs
-from engramscope.engine.values import constant_rows, replace_at, rows_at
+from engramscope.engine.values import constant_rows, rows_at, write_at
 from engramscope.models.hooks import taps
 from engramscope.models.model import Model
 from engramscope.models.site import SiteAccess
@@ -61,7 +60,7 @@ def execute(model: Model, plan: Plan, max_tokens: int = MAX_TOKENS) -> Iterator[
     positions = {readout.run: readout.positions for readout in plan.readouts}
     recorded: Recorded = {}
     for level in _levels(plan):
-        for batch in _batches(plan, level, read, positions, max_tokens):
+        for batch in _batches(plan, level, read, positions, max_tokens, model.anatomy.head):
             logits = _forward(model, plan, batch, read, recorded, positions)
             asked = [run for run in batch if run.id in positions]
             if asked:
@@ -77,7 +76,7 @@ def record(model: Model, bases: Sequence[BaseRun], places: Sequence[Place]) -> I
         for batch in _sliced(group, max(1, MAX_TOKENS // length)):
             recorded: Recorded = {}
             plan = Plan(tuple(batch))
-            _forward(model, plan, batch, {base.id: set(places) for base in batch}, recorded, {})
+            _forward(model, plan, list(batch), {base.id: set(places) for base in batch}, recorded, {})
             for (run, place), value in recorded.items():
                 yield run, place, value
 
@@ -109,18 +108,24 @@ def _batches(
     read: Mapping[str, set[Place]],
     positions: Mapping[str, tuple[int, ...]],
     max_tokens: int,
+    head: str,
 ) -> Iterator[list[AnyRun]]:
-    """Runs that can share a forward: equal length, patches at the same places, the same places to record."""
+    """Runs that can share a forward: equal length, equally many read-outs, the same places to record."""
     groups: dict[object, list[AnyRun]] = defaultdict(list)
     for run in runs:
-        patches = run.patches if isinstance(run, DerivedRun) else ()
-        base = plan.base_of(run)
-        geometry = tuple((patch.site, patch.layer, patch.heads) for patch in patches)
+        length = len(plan.base_of(run).tokens)
         asked = len(positions[run.id]) if run.id in positions else None
-        groups[len(base.tokens), geometry, frozenset(read.get(run.id, ())), asked].append(run)
+        groups[length, asked, frozenset(read.get(run.id, ())), _touches_head([run], read, head)].append(run)
     for group in groups.values():
         length = len(plan.base_of(group[0]).tokens)
         yield from _sliced(group, max(1, max_tokens // max(1, length)))
+
+
+def _touches_head(batch: Sequence[AnyRun], read: Mapping[str, set[Place]], head: str) -> bool:
+    """Whether the logits, or the head's own output, are patched or recorded: then the head must see every position."""
+    touched = {patch.site for run in batch if isinstance(run, DerivedRun) for patch in run.patches}
+    touched |= {site for run in batch for site, _ in read.get(run.id, ())}
+    return bool(touched & {"logits", head})
 
 
 def _sliced(items: Sequence[AnyRun], size: int) -> Iterator[list[AnyRun]]:
@@ -163,9 +168,7 @@ def _positions_to_keep(
     """
     if "logits_to_keep" not in inspect.signature(model.hf.forward).parameters:
         return None
-    touched = {patch.site for run in batch if isinstance(run, DerivedRun) for patch in run.patches}
-    touched |= {site for run in batch for site, _ in read.get(run.id, ())}
-    if touched & {"logits", model.anatomy.head}:
+    if _touches_head(batch, read, model.anatomy.head):
         return None
     return sorted({position for row in asked for position in row}) or [length - 1]
 
@@ -186,20 +189,32 @@ def _noise_taps(model: Model, bases: Sequence[BaseRun]) -> list[Tap]:
 
 
 def _patch_taps(model: Model, batch: Sequence[AnyRun], recorded: Recorded) -> list[Tap]:
-    patches = [run.patches if isinstance(run, DerivedRun) else () for run in batch]
-    return [_patch_tap(model, [row[number] for row in patches], recorded) for number in range(len(patches[0]))]
+    """One tap for every place at which some row of the batch is patched."""
+    at: dict[Place, list[tuple[int, Patch]]] = defaultdict(list)
+    for row, run in enumerate(batch):
+        for patch in run.patches if isinstance(run, DerivedRun) else ():
+            at[patch.site, patch.layer].append((row, patch))
+    return [_patch_tap(model, patches, recorded) for patches in at.values()]
 
 
-def _patch_tap(model: Model, patches: Sequence[Patch], recorded: Recorded) -> Tap:
-    """One patch per row, all at the same site, layer and heads."""
-    first = patches[0]
-    access = model.site(first.site, first.layer)
-    rows = torch.tensor([row for row, patch in enumerate(patches) for _ in patch.positions], dtype=torch.long)
-    positions = torch.tensor([position for patch in patches for position in patch.positions], dtype=torch.long)
+def _patch_tap(model: Model, patches: Sequence[tuple[int, Patch]], recorded: Recorded) -> Tap:
+    """All patches of the batch at one place; those of a row act in their order."""
+    access = model.site(patches[0][1].site, patches[0][1].layer)
+    turns: dict[tuple[int, tuple[int, ...] | None], list[tuple[int, Patch]]] = defaultdict(list)
+    seen: dict[int, int] = defaultdict(int)
+    for row, patch in patches:
+        if patch.positions:
+            turns[seen[row], patch.heads].append((row, patch))
+            seen[row] += 1
 
     def put(value: Tensor) -> Tensor:
-        new = torch.cat([_source_values(patch, access, recorded, value) for patch in patches if patch.positions])
-        return replace_at(value, access, first.heads, rows.to(value.device), positions.to(value.device), new)
+        result = value.clone()
+        for (_, heads), group in sorted(turns.items(), key=lambda item: item[0][0]):
+            new = torch.cat([_source_values(patch, access, recorded, value) for _, patch in group])
+            rows = torch.tensor([row for row, patch in group for _ in patch.positions], device=value.device)
+            positions = torch.tensor([p for _, patch in group for p in patch.positions], device=value.device)
+            write_at(result, access, heads, rows, positions, new)
+        return result
 
     return access, put
 

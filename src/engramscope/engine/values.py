@@ -63,31 +63,26 @@ def constant_rows(given: Tensor, access: SiteAccess, heads: Sequence[int] | None
     return full if columns is None else full[:, columns.to(like.device)]
 
 
-def replace_at(
+def write_at(
     value: Tensor, access: SiteAccess, heads: Sequence[int] | None, rows: Tensor, positions: Tensor, new: Tensor
-) -> Tensor:
-    """A copy of a tapped value in which some rows and positions are replaced.
+) -> None:
+    """Replace some rows and positions of a value, in place.
 
     Args:
-        value: [batch, seq, width], or [batch, n_heads, query, key] for a pattern; not changed.
+        value: [batch, seq, width], or [batch, n_heads, query, key] for a pattern; the caller's own copy.
         access: where it was tapped.
         heads: heads to replace; None for all.
         rows: int64 [n], batch row of each replaced position.
         positions: int64 [n].
         new: [n, columns], or [n, heads, key] for a pattern.
-
-    Returns:
-        A new tensor of the shape of `value`.
     """
-    result = value.clone()
     new = new.to(value)
     if is_pattern(access):
         chosen = torch.arange(value.shape[1]) if heads is None else torch.as_tensor(heads)
-        result[rows[:, None], chosen.to(value.device)[None, :], positions[:, None]] = new
-        return result
+        value[rows[:, None], chosen.to(value.device)[None, :], positions[:, None]] = new
+        return
     columns = columns_of(access, heads)
     if columns is None:
-        result[rows, positions] = new
+        value[rows, positions] = new
     else:
-        result[rows[:, None], positions[:, None], columns.to(value.device)[None, :]] = new
-    return result
+        value[rows[:, None], positions[:, None], columns.to(value.device)[None, :]] = new
