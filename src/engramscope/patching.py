@@ -15,6 +15,7 @@ from engramscope.locate.experiment import Experiment, Progress, noise_floor, set
 from engramscope.models import Model
 from engramscope.pairs.pair import PairSet
 from engramscope.results.frames import to_xarray
+from engramscope.results.schema import Frame
 from engramscope.results.summary import cell_label, summarise_effects
 from engramscope.study_file import parse_study
 from engramscope.study_inputs import check_against_model, inputs_of
@@ -47,20 +48,24 @@ class PatchResult:
 
     def top(self, count: int = 10, metric: str | None = None) -> pd.DataFrame:
         """The cells with the largest estimates among those that are no cut, strongest first."""
-        table = self.summary[~self.summary["cut"].astype(bool)]
+        table: Frame = self.summary[~self.summary["cut"].astype(bool)]
         table = table[table["metric"] == (metric or self.summary["metric"].iloc[0])]
         order = table["estimate"].abs().sort_values(ascending=False).index[:count]
         shown = table.loc[order, ["estimate", "low", "high", "p_adjusted", "n", "detected", "direction"]]
         return shown.assign(cell=[cell_label(row) for row in table.loc[order].to_dict("records")]).set_index("cell")
 
+    @property
+    def _detected(self) -> int:
+        return int(self.summary["detected"].to_numpy(dtype=bool).sum())
+
     def __repr__(self) -> str:
-        cells, found = len(self.summary), int(self.summary["detected"].sum())
+        cells, found = len(self.summary), self._detected
         left_out = f", {len(self.excluded)} pairs left out of recovery" if self.excluded else ""
         head = f"PatchResult: {cells} cells and metrics, {found} detected{left_out}; strongest:"
         return f"{head}\n{self.top(5).to_string(float_format=lambda value: f'{value:.3g}')}"
 
     def _repr_html_(self) -> str:
-        found = int(self.summary["detected"].sum())
+        found = self._detected
         table = self.top(10).to_html(float_format=lambda value: f"{value:.3g}", border=0)
         return f"<p>PatchResult: {len(self.summary)} cells and metrics, {found} detected; strongest:</p>{table}"
 

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import special
 
-from engramscope.stats.correction import benjamini_hochberg, benjamini_yekutieli
+from engramscope.stats.correction import benjamini_hochberg, benjamini_yekutieli, holm
 
 
 def naive_bh(p: list[float]) -> list[float]:
@@ -47,3 +49,23 @@ def test_false_discovery_rate_of_mixtures_stays_below_q(rho):
         power[run] = found[:true].mean()
     assert shares.mean() <= q + 2 * shares.std() / np.sqrt(runs)
     assert power.mean() > 0.4
+
+
+def test_holm_equals_the_definition_and_leaves_out_missing_cells():
+    p = np.array([0.01, np.nan, 0.04, 0.03, 0.005, 0.9])
+    # sorted: 0.005 x 5, 0.01 x 4, 0.03 x 3, 0.04 x 2, 0.9 x 1, never falling
+    expected = np.array([0.04, np.nan, 0.09, 0.09, 0.025, 0.9])
+    np.testing.assert_allclose(holm(p), expected, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8))
+def test_holm_rejects_exactly_what_the_step_down_rule_rejects(p: list[float]):
+    adjusted = holm(p)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for step, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+            if p[index] * (len(p) - step) > level:
+                break
+            rejected.add(index)
+        assert {i for i, value in enumerate(adjusted) if value <= level} == rejected

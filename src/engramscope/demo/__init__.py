@@ -34,7 +34,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> StudyResult:
     _make_room(out)
     results = []
     for name, folder in STUDIES.items():
-        with as_file(files(__package__) / name) as study:
+        with as_file(files("engramscope.demo") / name) as study:
             results.append(run_study(study, out / folder, progress=progress))
     return results[0]
 

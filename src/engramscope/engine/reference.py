@@ -75,7 +75,7 @@ def record(model: Model, bases: Sequence[BaseRun], places: Sequence[Place]) -> I
     for length, group in by_length.items():
         for batch in _sliced(group, max(1, MAX_TOKENS // length)):
             recorded: Recorded = {}
-            plan = Plan(tuple(batch))
+            plan = Plan(tuple(run for run in batch if isinstance(run, BaseRun)))
             _forward(model, plan, list(batch), {base.id: set(places) for base in batch}, recorded, {})
             for (run, place), value in recorded.items():
                 yield run, place, value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -242,31 +242,40 @@ def _count_sentence(study: Study) -> str:
 
 
 def _contrast_sentence(study: Study) -> str:
-    contrast = section(study.findings, "contrast")
-    row = main_contrast(study)
-    groups = [str(group) for group in contrast.get("groups", [])]
-    if row is None or len(groups) < 2:
+    groups = [str(group) for group in section(study.findings, "contrast").get("groups", [])]
+    rows = main_contrasts(study)
+    if not rows or len(groups) < 2:
         return ""
+    clear = [row for row in rows if differs(row, study.confidence)]
+    others = [f"{row.get('sweep')}" for row in rows if row not in clear]
+    statistic = str(rows[0].get("statistic", "the statistic"))
+    if not clear:
+        return f"The two kinds do not differ clearly: the {statistic} is {_two_values(rows[0], groups, study)}."
+    said = "; ".join(_two_values(row, groups, study) for row in clear)
+    rest = f"; no clear difference in sweep {joined(others)}" if others else ""
+    return f"In this data the two kinds differ: the {statistic} is {said}{rest}."
+
+
+def _two_values(row: Mapping[str, Any], groups: Sequence[str], study: Study) -> str:
     values = list(row.get("values") or [None, None])
-    first, second = f"{groups[0]} pairs", f"{groups[1]} pairs"
+    p, name = (row["p_adjusted"], "adjusted p") if "p_adjusted" in row else (row.get("p"), "p")
     numbers = (
         f"difference {number(row.get('difference'))}, {percent(study.confidence)} interval {number(row.get('low'))} to "
-        f"{number(row.get('high'))}" + ("" if missing(row.get("p")) else f", {p_value(row.get('p'))}")
+        f"{number(row.get('high'))}" + ("" if missing(p) else f", {p_value(p, name)}")
     )
-    statistic, where = str(row.get("statistic", "the statistic")), f"sweep {row.get('sweep')}"
-    pair = f"{number(values[0])} for {first} and {number(values[1])} for {second} ({where}; {numbers})"
-    if not differs(row, study.confidence):
-        return f"The two kinds do not differ clearly: the {statistic} is {pair}."
-    return f"In this data the two kinds differ: the {statistic} is {pair}."
+    where = f"sweep {row.get('sweep')}"
+    return (
+        f"{number(values[0])} for {groups[0]} pairs and {number(values[1])} for {groups[1]} pairs ({where}; {numbers})"
+    )
 
 
-def main_contrast(study: Study) -> Mapping[str, Any] | None:
-    """The row of the contrast that the text speaks of: first metric, the effective number of layers if it is there."""
+def main_contrasts(study: Study) -> list[Mapping[str, Any]]:
+    """The rows of the contrast that the text speaks of: first metric, the effective number of layers if it is there."""
     rows = records(section(study.findings, "contrast"), "rows")
     metric = study.metrics[0] if study.metrics else ""
     mine = [row for row in rows if row.get("metric", metric) == metric] or rows
-    chosen = [row for row in mine if str(row.get("statistic", "")).startswith("effective number")] or mine
-    return chosen[0] if chosen else None
+    chosen = [row for row in mine if str(row.get("statistic", "")).startswith("effective number")]
+    return chosen or mine[:1]
 
 
 def _cut_sentence(study: Study) -> str:

@@ -107,8 +107,11 @@ def _second_metric(study: Study, chosen: pd.DataFrame) -> list[str]:
 
 
 def differs(row: Mapping[str, Any], confidence: float) -> bool:
-    """Whether two groups differ: the interval of the difference leaves out 0, and p, where there is one, is small."""
-    low, high, p = row.get("low"), row.get("high"), row.get("p")
+    """Whether two groups differ: the interval of the difference leaves out 0, and p, where there is one, is small.
+
+    p is the one that is adjusted for all statistics and sweeps that are compared, where it is there.
+    """
+    low, high, p = row.get("low"), row.get("high"), row.get("p_adjusted", row.get("p"))
     if missing(low) or missing(high) or float(low) <= 0.0 <= float(high):  # type: ignore[arg-type]
         return False
     return missing(p) or float(p) <= 1.0 - confidence + 1e-12  # type: ignore[arg-type]
@@ -131,7 +134,7 @@ def contrast_rows(study: Study) -> list[dict[str, Any]]:
                 "intervals": [_range(ends) for ends in [*(row.get("intervals") or []), None, None][:2]],
                 "difference": number(row.get("difference")),
                 "interval": f"{number(low)} to {number(high)}" if known else "no interval",
-                "p": bare_p(row.get("p")),
+                "p": bare_p(row.get("p_adjusted", row.get("p"))),
                 "differs": differs(row, study.confidence),
             }
         )

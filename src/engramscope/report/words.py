@@ -78,13 +78,16 @@ def number(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """A share as a percentage; whole numbers, one decimal below 10 %."""
+    """A share as a percentage; whole numbers, one decimal below 10 % and where rounding would make it all of it.
+
+    100 % is what a cell restores by construction: 99.9 % must not look like it.
+    """
     if missing(value):
         return DASH
     x = 100 * float(value)  # type: ignore[arg-type]
     if math.isinf(x):
         return f"{number(x)}{NARROW_SPACE}%"
-    text = f"{x:.1f}" if abs(x) < 9.95 else f"{x:.0f}"
+    text = f"{x:.1f}" if abs(x) < 9.95 or (round(abs(x)) == 100 and abs(x) != 100) else f"{x:.0f}"
     text = "0" if float(text) == 0 else text.removesuffix(".0")
     return f"{text.replace('-', MINUS)}{NARROW_SPACE}%"
 

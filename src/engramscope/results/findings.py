@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engramscope.results.schema import CELL
+from engramscope.results.schema import CELL, Frame
 from engramscope.results.summary import Family, cell_label, families, family_rng
 from engramscope.stats.contrast import contrast_cells, contrast_concentration
+from engramscope.stats.correction import holm
 from engramscope.stats.split import confirmed_peak, split_by_cluster
 
 #: what the measures of concentration are called where people read them
@@ -61,6 +62,8 @@ def findings(
             known = np.array([pair in labels for pair in family.pairs])
             rows += _profile_contrast(family, names, first, known, seed, settings)
             cells += _cell_contrasts(family, names, first, known, pooled, seed, settings)
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_adjusted"] = adjusted
     contrast = {"label": label, "groups": list(groups), "rows": rows, "cells": cells} if rows or cells else None
     return _finite(
         {
@@ -118,7 +121,8 @@ def _profile_contrast(
     family: Family, clusters: np.ndarray, first: np.ndarray, known: np.ndarray, seed: int, settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """For a sweep over layers only: is the profile of one group more concentrated than that of the other?"""
-    layers = family.cells["layer"]
+    cells: Frame = family.cells
+    layers = cells["layer"]
     single = family.cells.drop(columns="layer").drop_duplicates().shape[0] == 1
     kept = ~family.cut
     if not single or layers.isna().any() or kept.sum() < 3 or _too_few(first, known, clusters):
@@ -187,7 +191,7 @@ def _too_few(first: np.ndarray, known: np.ndarray, clusters: np.ndarray) -> bool
     return any(len(set(clusters[known & side])) < 2 for side in (first, ~first))
 
 
-def _detected(summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _detected(summary: Frame) -> list[dict[str, Any]]:
     keys = ["sweep", "metric", "direction"]
     return [
         {
@@ -202,7 +206,7 @@ def _detected(summary: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _both_directions(summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _both_directions(summary: Frame) -> list[dict[str, Any]]:
     """Cells that were patched in both directions: what suffices, beside what is needed."""
     same = [name for name in CELL if name != "direction"] + ["metric"]
     filled = summary.assign(**{name: summary[name].astype(object).where(summary[name].notna(), "") for name in same})
@@ -224,7 +228,7 @@ def _both_directions(summary: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _cuts(summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _cuts(summary: Frame) -> list[dict[str, Any]]:
     return [
         {
             **{name: row[name] for name in ("sweep", "site", "layer", "position_role", "metric", "direction")},
@@ -235,11 +239,11 @@ def _cuts(summary: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _records(rows: Frame) -> list[dict[str, Any]]:
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
-def _cell(cell: pd.Series, key: Mapping[str, str]) -> dict[str, Any]:
+def _cell(cell: Frame, key: Mapping[str, str]) -> dict[str, Any]:
     values = {**cell.to_dict(), **{name: key[name] for name in ("sweep", "corruption", "direction")}}
     return {name: values[name] for name in CELL}
 

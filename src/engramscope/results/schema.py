@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+
+#: a pandas table inside the statistics; pandas' stubs cannot tell a column from a table, so it is left open there
+Frame: TypeAlias = Any
 
 #: effects.parquet: one row per (pair, sweep cell, metric) and noise draw
 EFFECTS = pa.schema(

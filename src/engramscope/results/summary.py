@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from engramscope.results.schema import SUMMARY_COLUMNS
+from engramscope.results.schema import SUMMARY_COLUMNS, Frame
 from engramscope.stats.correction import benjamini_hochberg
 from engramscope.stats.permutation import sign_flip
 from engramscope.stats.summary import CellSummary, summarise
@@ -63,8 +63,9 @@ def families(effects: pd.DataFrame) -> Iterator[Family]:
     Noise draws of a pair are averaged. Cells of single positions are compared by index only where all prompts have the
     same roles in the same places; otherwise by role, averaged over the positions of a role within a prompt.
     """
-    for key, rows in effects.groupby(list(FAMILY), sort=False, dropna=False):
-        named = dict(zip(FAMILY, (str(part) for part in key), strict=True))
+    grouped: Frame = effects.groupby(list(FAMILY), sort=False, dropna=False)
+    for key, rows in grouped:
+        named: dict[str, str] = dict(zip(FAMILY, (str(part) for part in key), strict=True))
         yield _family(named, _with_comparable_positions(rows))
 
 
@@ -109,7 +110,7 @@ def summarise_effects(
     return _tested_together(whole, parts, settings)
 
 
-def _tested_together(table: pd.DataFrame, parts: Sequence[Family], settings: _Settings) -> pd.DataFrame:
+def _tested_together(table: Frame, parts: Sequence[Family], settings: _Settings) -> Frame:
     """Replace the tests of each family by one test of everything: the same sign flips for all cells of the table.
 
     Whoever looks at several sweeps, directions and metrics looks at all their cells; correlated ones cost little.
@@ -131,7 +132,7 @@ def _tested_together(table: pd.DataFrame, parts: Sequence[Family], settings: _Se
     return table.assign(p=p, p_adjusted=test.p_max_t, q=benjamini_hochberg(p), detected=detected)
 
 
-def _with_comparable_positions(rows: pd.DataFrame) -> pd.DataFrame:
+def _with_comparable_positions(rows: Frame) -> Frame:
     if rows["position"].isna().all():
         return rows
     roles = rows.groupby("position")["position_role"].nunique(dropna=False)
@@ -141,7 +142,7 @@ def _with_comparable_positions(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(position=pd.array([pd.NA] * len(rows), dtype="Int64"))
 
 
-def _family(key: dict[str, str], rows: pd.DataFrame) -> Family:
+def _family(key: dict[str, str], rows: Frame) -> Family:
     place = list(_PLACE)
     cells = rows[place].drop_duplicates(ignore_index=True)
     cell = rows[place].merge(cells.assign(cell=np.arange(len(cells))), on=place, how="left")["cell"].to_numpy()
@@ -201,7 +202,7 @@ def family_rng(family: Family, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, *"/".join(family.key.values()).encode()])
 
 
-def _table(family: Family, study: str, settings: _Settings) -> pd.DataFrame:
+def _table(family: Family, study: str, settings: _Settings) -> Frame:
     noise = settings.floor.get(family.key["metric"], 0.0)
     one_draw = family.patched.shape[1] == 1
     pooled = None if settings.pooled is None else np.array([pair in settings.pooled for pair in family.pairs])
@@ -249,7 +250,7 @@ def _estimates(result: CellSummary, interval: str) -> dict[str, Any]:
     }
 
 
-def _with_singles(table: pd.DataFrame, tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _with_singles(table: Frame, tables: list[Frame]) -> Frame:
     """For windows: the sum of the single-layer estimates over the window, where a sweep of single layers is there."""
     width = int(table["window"].iloc[0])
     if width <= 1:
@@ -266,7 +267,7 @@ def _with_singles(table: pd.DataFrame, tables: list[pd.DataFrame]) -> pd.DataFra
     return table
 
 
-def _window_sum(row: pd.Series, singles: pd.DataFrame, keys: list[str], width: int) -> float:
+def _window_sum(row: Frame, singles: Frame, keys: list[str], width: int) -> float:
     low, high = int(row["layer"]) - width // 2, int(row["layer"]) + (width + 1) // 2
     inside = singles[(singles.index >= max(0, low)) & (singles.index < high)]
     for key in keys:

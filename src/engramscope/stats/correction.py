@@ -36,6 +36,28 @@ def benjamini_yekutieli(p: ArrayLike) -> Floats:
     return _adjusted(p, "by")
 
 
+def holm(p: ArrayLike) -> Floats:
+    """Step-down Bonferroni: `max_{j <= i} min(1, (m - j + 1) p_(j))` for the i-th smallest of m.
+
+    Args:
+        p: p-values `[n]`; NaN = outside the family.
+
+    Returns:
+        Adjusted p `[n]`: family-wise, under any dependence.
+
+    Source: Holm 1979.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"p must have the axis [n_cells], got the shape {values.shape}")
+    out = np.full(values.shape, np.nan)
+    family = np.flatnonzero(~np.isnan(values))
+    order = family[np.argsort(values[family], kind="stable")]
+    steps = (len(order) - np.arange(len(order))) * values[order]
+    out[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return out
+
+
 def _adjusted(p: ArrayLike, method: Literal["bh", "by"]) -> Floats:
     values = np.asarray(p, dtype=np.float64)
     if values.ndim != 1:
