@@ -107,9 +107,11 @@ def demo(
     with _progress(quiet, "Interrupted. Run the demonstration again; it begins anew.") as progress:
         from engramscope.demo import run_demo
 
-        result = run_demo(out, progress=progress)
+        main_study, *others = run_demo(out, progress=progress)
     if not quiet:
-        _print_result(result)
+        _print_result(main_study)
+        for other in others:
+            typer.echo(f"In CLAP's own set-up: {other.folder / 'report.html'}")
 
 
 @app.command(epilog="Example: engramscope model openai-community/gpt2")

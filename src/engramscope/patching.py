@@ -14,12 +14,16 @@ from engramscope.locate.cells import cells_of
 from engramscope.locate.experiment import Experiment, Progress, noise_floor, set_up
 from engramscope.models import Model
 from engramscope.pairs.pair import PairSet
+from engramscope.results.effect_scale import shown
 from engramscope.results.frames import to_xarray
 from engramscope.results.schema import Frame
 from engramscope.results.summary import cell_label, summarise_effects
 from engramscope.study_file import parse_study
 from engramscope.study_inputs import check_against_model, inputs_of
-from engramscope.study_steps import clusters_of
+from engramscope.study_steps import clusters_of, tokens_of
+
+#: what says how far an estimate is from no effect
+_SCALE = ("estimate", "estimate_kind", "direction")
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,26 @@ class PatchResult:
         return self.effects
 
     def to_xarray(self) -> xr.Dataset:
-        """The effects as labelled arrays over pairs, layers, heads and positions, as they apply."""
-        return to_xarray(self.effects)
+        """The effects as labelled arrays over pairs, layers, heads and positions, as they apply.
+
+        With windows: the effects of the windows; the single layers that were patched beside them are in `effects`.
+        """
+        widest = int(self.effects["window"].to_numpy().argmax())
+        return to_xarray(self.effects, self.effects["sweep"].iloc[widest])
 
     def top(self, count: int = 10, metric: str | None = None) -> pd.DataFrame:
-        """The cells with the largest estimates among those that are no cut, strongest first."""
+        """The cells that do most among those that are no cut, strongest first.
+
+        When noising, a recovery of 1 means that nothing was lost: the cell with the largest loss, `1 - recovery`, comes
+        first.
+        """
         table: Frame = self.summary[~self.summary["cut"].astype(bool)]
         table = table[table["metric"] == (metric or self.summary["metric"].iloc[0])]
-        order = table["estimate"].abs().sort_values(ascending=False).index[:count]
-        shown = table.loc[order, ["estimate", "low", "high", "p_adjusted", "n", "detected", "direction"]]
-        return shown.assign(cell=[cell_label(row) for row in table.loc[order].to_dict("records")]).set_index("cell")
+        sizes = [abs(shown(*row)) for row in zip(*(table[name] for name in _SCALE), strict=True)]
+        order = pd.Series(sizes, index=table.index, dtype=float).sort_values(ascending=False, kind="stable")
+        order = order.index[:count]
+        found = table.loc[order, ["estimate", "low", "high", "p_adjusted", "n", "n_pooled", "detected", "direction"]]
+        return found.assign(cell=[cell_label(row) for row in table.loc[order].to_dict("records")]).set_index("cell")
 
     @property
     def _detected(self) -> int:
@@ -146,9 +160,9 @@ def patch(
         "patch()",
     )
     inputs = inputs_of(study, "", Path(), pairs)
+    tokens = tokens_of(inputs, model.tokenizer)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.site)
     experiment = set_up(model, pairs, inputs.corruption, corruption, study.metrics.names, seed=seed, progress=progress)
-    tokens = [prepared.tokens for prepared in experiment.prepared]
-    check_against_model(inputs, tokens, model.anatomy, model.tokenizer)
     cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]
     effects = _run(experiment, cells, progress)
     floor = noise_floor(experiment, cells, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,6 +13,14 @@ import torch
 from engramscope.models.model import Model
 
 _PACKAGES = ("engramscope", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "pyarrow")
+#: keys of a configuration that say where a model came from or how it is held, not what it computes
+_NO_MATTER = frozenset({
+    "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache",
+    "_attn_implementation", "attn_implementation", "_attn_implementation_internal", "auto_map", "architectures",
+    "id2label", "label2id",
+})  # fmt: skip
+#: what a tokenizer's file remembers of how it was last called
+_LAST_CALL = frozenset({"padding", "truncation"})
 
 
 def versions() -> dict[str, str]:
@@ -54,3 +64,46 @@ def model_facts(model: Model) -> dict[str, Any]:
         "vocab": anatomy.vocab,
         "parameters": sum(parameter.numel() for parameter in model.hf.parameters()),
     }
+
+
+def model_fingerprints(model: Model) -> dict[str, Any]:
+    """What a model's numbers depend on: a hash of its weights, its configuration, and a hash of its tokenizer.
+
+    Weights alone do not say it: the base of rotary positions, the epsilon of a norm, an attention window or a
+    tokenizer that adds a BOS token change every number and no weight.
+    """
+    return {
+        "weights": model.weight_hash(),
+        "configuration": _what_matters(_plain_config(model.hf.config)),
+        "tokenizer": tokenizer_hash(model.tokenizer),
+    }
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of a fast tokenizer: its vocabulary, rules and added tokens, and its special-token settings.
+
+    Returns:
+        64 hexadecimal digits; "" where there is no tokenizer.
+    """
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    settings = [
+        {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        *(getattr(tokenizer, key, None) for key in ("add_bos_token", "add_eos_token", "add_prefix_space")),
+    ]
+    text = json.dumps([{k: v for k, v in rules.items() if k not in _LAST_CALL}, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain_config(config: Any) -> Any:
+    # infinity and not-a-number have no place in JSON, so they are kept as words
+    return json.loads(config.to_json_string(use_diff=False), parse_constant=str)
+
+
+def _what_matters(value: Any) -> Any:
+    """A configuration without its paths, versions and types, at any depth."""
+    if isinstance(value, dict):
+        return {key: _what_matters(part) for key, part in value.items() if key not in _NO_MATTER}
+    return [_what_matters(part) for part in value] if isinstance(value, list) else value

@@ -21,7 +21,7 @@ from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, check_parity, noise_floor, set_up
 from engramscope.models import Model
 from engramscope.models.selfcheck import self_checks
-from engramscope.provenance import machine, model_facts, versions
+from engramscope.provenance import machine, model_facts, model_fingerprints, versions
 from engramscope.report.load import load
 from engramscope.report.page import write_report
 from engramscope.report.sentences import answer
@@ -234,6 +234,8 @@ class _Runner:
             for chunk in experiment.chunks(part, f"{number:03d}", self.inputs.study.run.memory_gb)
         ]
         done = folder.done()
+        if done:
+            steps.refuse_other_baselines(folder.path, experiment, TOLERANCE[self.inputs.study.model.dtype])
         kept.chunks, kept.of = len(done), len(chunks)
         self.tell("patching", 0, len(chunks))
         for number, chunk in enumerate(chunks):
@@ -253,9 +255,16 @@ class _Runner:
         tolerance = TOLERANCE[self.inputs.study.model.dtype]
         parity = check_parity(experiment, cells, self.inputs.study.run.check, steps.lookup(effects), tolerance)
         kept.parity = asdict(parity)
+        if not parity.checked:
+            if "ok" not in set(effects["status"]):
+                return parity  # nothing was computed, so there is nothing to be wrong
+            raise CheckError(
+                "None of the study's cells could be found again to be recomputed. The results cannot be trusted: "
+                "please report this with the study file."
+            )
         if not parity.passed:
             raise CheckError(
-                f"{parity.checked} values were recomputed one run at a time and differ from the study's by up to "
+                f"{parity.checked} cells were recomputed one at a time and differ from the study's by up to "
                 f"{parity.max_abs_diff:.3g}; at most {tolerance:g} is allowed. The results cannot be trusted: please "
                 f"report this with the model's name."
             )
@@ -330,7 +339,7 @@ class _Runner:
         corruption = {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)}
         if experiment is not None:
             corruption["level"] = experiment.noise_level
-        prints = self.inputs.fingerprints(self.model.weight_hash())
+        prints = self.inputs.fingerprints(model_fingerprints(self.model))
         facts: dict[str, Any] = {
             "name": study.name,
             "study": self.inputs.resolved,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,20 +53,24 @@ class Inputs:
         """The study with every default filled in, as plain data."""
         return self.study.model_dump(mode="json", by_alias=True)
 
-    def fingerprints(self, weight_hash: str) -> dict[str, Any]:
-        """What the results depend on, part by part: the study, and hashes of the pairs, the weights and the program."""
+    def fingerprints(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """What the results depend on, part by part: the study, the pairs, the model and the program.
+
+        Args:
+            model: `provenance.model_fingerprints`.
+        """
         # how fast it is computed, and how much of it is checked, does not change what is found
         study = {key: value for key, value in self.resolved.items() if key != "run"}
         return {
             "study": study,
             "pairs": {pair.id: _hash(_plain(pair))[:16] for pair in self.pairs},
-            "weights": weight_hash,
+            **model,
             "engramscope": version("engramscope"),
         }
 
-    def digest(self, weight_hash: str) -> str:
-        """Hash of everything that the results depend on."""
-        prints = self.fingerprints(weight_hash)
+    def digest(self, model: Mapping[str, Any]) -> str:
+        """Hash of everything that the results depend on; `model` as for `fingerprints`."""
+        prints = self.fingerprints(model)
         # a mapping would hide the order of the pairs, and the order decides which rows come first
         return _hash([*prints.items(), list(prints["pairs"])])
 
@@ -160,6 +164,7 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     pairs = given if given is not None else _collect(faults, lambda: _pairs(study, folder))
     if pairs is not None and not len(pairs):
         faults.append("There are no pairs: nothing could be patched.")
+    faults += [] if not pairs else _label_faults(study, pairs)
     if faults or corruption is None or pairs is None:
         raise InputError(faults)
     return Inputs(study, text, pairs, corruption, _with_singles(study.sweep))
@@ -237,6 +242,26 @@ def _unoffered(
 def all_cells(inputs: Inputs, anatomy: Anatomy, tokens: Sequence[TokenizedPair]) -> dict[str, list[Cell]]:
     """The cells of every sweep, by the name of the sweep."""
     return {sweep.name: list(cells_of(sweep, anatomy, tokens)) for sweep in inputs.sweeps}
+
+
+def _label_faults(study: StudyFile, pairs: PairSet) -> list[str]:
+    """Labels that no pair has, and a contrast of other than two values."""
+    labels = tuple(sorted({label for pair in pairs for label in pair.labels}))
+    by, contrast, faults = study.stats.cluster, study.stats.contrast, []
+    if by not in ("group", "pair", *labels):
+        faults.append(f"stats.cluster: no pair has a label {by!r}{nearest(by, ('group', 'pair', *labels))}")
+    if contrast is not None and contrast not in labels:
+        hint = nearest(contrast, labels) if labels else "; no pair has any label."
+        faults.append(f"stats.contrast: no pair has a label {contrast!r}{hint}")
+    elif contrast is not None:
+        values = sorted({pair.labels[contrast] for pair in pairs if contrast in pair.labels})
+        if len(values) != 2:
+            shown = ", ".join(map(repr, values[:10])) + (" and more" if len(values) > 10 else "")
+            faults.append(
+                f"stats.contrast: two kinds of pairs are compared, but the label {contrast!r} has "
+                f"{len(values)} value{'s' if len(values) > 1 else ''} ({shown}); give it two."
+            )
+    return faults
 
 
 def _pairs(study: StudyFile, folder: Path) -> PairSet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +13,21 @@ import pandas as pd
 
 from engramscope.audit import run_checks
 from engramscope.audit._base import AuditContext, Finding
+from engramscope.audit._facts import cut_shares
 from engramscope.errors import InputError, ModelError, ResultsError, shortened
 from engramscope.locate.cells import Cell
-from engramscope.locate.cuts import CutFinder
 from engramscope.locate.experiment import Experiment
 from engramscope.locate.prepare import rewrite_pairs
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
-from engramscope.pairs import TokenizedPair, tokenize_pairs
+from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
+from engramscope.provenance import model_fingerprints
 from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from engramscope.results.lock import LOCK_NAME
 from engramscope.results.read import read_manifest
 from engramscope.results.store import ResultsFolder, differences
 from engramscope.study_inputs import Inputs, all_cells, size_faults, token_faults
 
+CELL_KEYS = ["direction", "site", "layer", "head", "position", "position_role"]
 ALL_PHASES = ("pairs", "tokens", "model", "results")
 
 
@@ -148,12 +149,13 @@ def folder_for(inputs: Inputs, model: Model, out: Path, resume: bool) -> Results
     Raises:
         ResultsError: the folder cannot be used; where it is another study's, what differs.
     """
-    digest = inputs.digest(model.weight_hash())
+    prints = model_fingerprints(model)
+    digest = inputs.digest(prints)
     if not resume:
         return ResultsFolder.create(out, inputs.text, digest, inputs.resolved)
     folder = ResultsFolder.open(out)
     if folder.study_hash != digest:
-        raise ResultsError(_what_changed(out, inputs.fingerprints(model.weight_hash())))
+        raise ResultsError(_what_changed(out, inputs.fingerprints(prints)))
     return folder.resume(digest, inputs.resolved)
 
 
@@ -172,9 +174,38 @@ def _what_changed(out: Path, now: dict[str, Any]) -> list[str]:
         found.append("Changed: the order of the pairs.")
     if prints.get("weights") not in (None, now["weights"]):
         found.append(f"Changed: the model's weights ({prints['weights'][:12]}… -> {now['weights'][:12]}…).")
+    if isinstance(old := prints.get("configuration"), dict):
+        changed = differences(old, now["configuration"])
+        found += [f"Changed: the model's configuration: {item}." for item in changed[:20]]
+    if prints.get("tokenizer") not in (None, now["tokenizer"]):
+        found.append("Changed: the tokenizer (its vocabulary, its rules or its special tokens).")
     if prints.get("engramscope") not in (None, now["engramscope"]):
         found.append(f"Changed: the version of Engramscope ({prints['engramscope']} -> {now['engramscope']}).")
     return [f"{out} belongs to another study, so it cannot be resumed with this one; choose another folder.", *found]
+
+
+def refuse_other_baselines(folder: Path, experiment: Experiment, tolerance: float) -> None:
+    """Compare the unpatched values that are stored with those of now, where a study goes on.
+
+    Raises:
+        ResultsError: they differ by more than `tolerance`: the rows to come would belong to other runs.
+    """
+    worst = 0.0
+    for file in (folder / "effects.parquet", *sorted((folder / ".parts").glob("*.parquet"))):
+        if not file.is_file():
+            continue
+        columns = ["pair", "seed", "metric", "clean", "corrupted"]
+        for pair, seed, metric, *stored in pd.read_parquet(file, columns=columns).drop_duplicates().itertuples(False):
+            for run, value in zip(("clean", "corrupted"), stored, strict=True):
+                now = experiment.base_value(str(pair), int(seed), str(metric), run)
+                if now is not None and not pd.isna(value):
+                    worst = max(worst, abs(now - float(value)))
+    if worst > tolerance:
+        raise ResultsError(
+            f"The unpatched runs give other values than those stored in {folder}, by up to {worst:.3g} (at most "
+            f"{tolerance:g} is allowed), though the study is the same; the libraries or the machine are other ones. "
+            "Choose another folder."
+        )
 
 
 def audit_context(
@@ -191,6 +222,7 @@ def audit_context(
         tokenizer=tokenizer,
         anatomy=None if model is None else model.anatomy,
         cells=cells,
+        sweeps=inputs.sweeps,
     )
 
 
@@ -219,12 +251,8 @@ def _with_none(column: Any) -> pd.Series:
 
 def clusters_of(experiment: Experiment, by: str) -> dict[str, str]:
     """Pair id -> cluster: its group, itself, or the value of a label. An empty group is a cluster of its own."""
-    found = {}
-    for prepared in experiment.prepared:
-        pair = prepared.tokens.pair
-        value = {"group": pair.group, "pair": pair.id}.get(by, pair.labels.get(by, ""))
-        found[pair.id] = value or pair.id
-    return found
+    pairs = [prepared.tokens.pair for prepared in experiment.prepared]
+    return dict(zip((pair.id for pair in pairs), clusters.clusters_of(pairs, by), strict=True))
 
 
 def labels_of(experiment: Experiment, label: str | None) -> dict[str, str]:
@@ -280,13 +308,13 @@ def with_results(
         baselines=_baselines(experiment),
         excluded=list(experiment.excluded),
         noise_floor=floor,
-        cut=_cut_shares(context, experiment),
+        cut=cut_shares(context),
     )
 
 
 def counts_of(experiment: Experiment, effects: pd.DataFrame) -> dict[str, Any]:
     """How much there was of everything."""
-    cells = ["sweep", "direction", "site", "layer", "head", "position", "position_role"]
+    cells = ["sweep", *CELL_KEYS]
     return {
         "pairs": len(experiment.prepared),
         "used": len(experiment.prepared) - len(experiment.excluded),
@@ -296,13 +324,23 @@ def counts_of(experiment: Experiment, effects: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def skipped_of(effects: pd.DataFrame, most: int = 200) -> list[dict[str, Any]]:
-    """Which cells were skipped or failed in which pairs, counted."""
-    bad = effects.loc[effects["status"] != "ok", ["pair", "sweep", "status"]]
-    counted = Counter(zip(bad["pair"], bad["sweep"], bad["status"], strict=True))
+def skipped_of(effects: pd.DataFrame) -> list[dict[str, Any]]:
+    """Which cells were skipped or failed, and why: one entry per sweep and reason, in the order of the table.
+
+    Returns:
+        {"sweep", "reason", "pairs", "cells", "pair"}: in how many pairs, how many (cell, pair) in all, and one of the
+        pairs. Metrics and draws of a cell in a pair count once.
+    """
+    bad = effects.loc[effects["status"] != "ok", ["sweep", "status", "pair", *CELL_KEYS]].drop_duplicates()
     return [
-        {"pair": str(pair), "sweep": str(sweep), "reason": str(status), "cells": count}
-        for (pair, sweep, status), count in list(counted.items())[:most]
+        {
+            "sweep": str(sweep),
+            "reason": str(status),
+            "pairs": int(part["pair"].nunique()),
+            "cells": len(part),
+            "pair": str(part["pair"].iloc[0]),
+        }
+        for (sweep, status), part in bad.groupby(["sweep", "status"], sort=False)  # type: ignore[misc]
     ]
 
 
@@ -337,12 +375,3 @@ def _baselines(experiment: Experiment) -> pd.DataFrame:
                 for seed, line in draws.items()
             ]
     return pd.DataFrame(rows)
-
-
-def _cut_shares(context: AuditContext, experiment: Experiment) -> dict[Cell, float]:
-    if context.cells is None or context.anatomy is None:
-        return {}
-    finder = CutFinder(context.anatomy, experiment.corruption.level)
-    noised = {pair.tokens.pair.id: pair.noised for pair in experiment.prepared}
-    tokens = [pair.tokens for pair in experiment.prepared]
-    return {cell: finder.cut_share(cell, tokens, lambda pair: noised[pair.pair.id]) for cell in context.cells}

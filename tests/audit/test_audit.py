@@ -235,6 +235,9 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("warning", AuditContext(study(), pairs(9)), "9 pairs only"),
         case("note", AuditContext(study(), pairs(29)), "29 pairs"),
         case("ok", AuditContext(study(), pairs(30))),
+        case("note", AuditContext(study(stats={"contrast": "kind"}),
+                                  PairSet.of([pair(n, labels={"kind": "ab"[n % 2]} if n else {}) for n in range(30)])),
+             "1 of 30 pairs have no label 'kind'"),
     ],
     "direction": [
         case("note", AuditContext(study(sweep=[SINGLE]), pairs()), "sufficient", "(mlp)"),
@@ -261,7 +264,9 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
     "metric_choice": [
         case("warning", AuditContext(study(metrics=["prob"]), pairs()), "Only probabilities are measured (prob)"),
         case("note", AuditContext(study(metrics=["logit_diff"]), pairs()), "One metric only (logit_diff)"),
-        case("ok", AuditContext(study(), pairs()), "2 metrics"),
+        case("ok", AuditContext(study(metrics=["logit_diff", "rank"]), pairs()), "2 metrics"),
+        case("note", AuditContext(study(), pairs()), "Distances from the clean run (kl)", "described, not tested, and"),
+        case("warning", AuditContext(study(metrics=["kl"]), pairs()), "no cell is detected by them; add logit_diff"),
         case("note", AuditContext(study(metrics=["logit_diff", "prob"]), pairs(2), baselines=baselines(
             [(0.5, 0.001), (0.5, 0.3)], "prob")), "In 1 of 2 pairs (50 %)"),
         case("ok", AuditContext(study(metrics=["logit_diff", "prob"]), pairs(2), baselines=baselines(
@@ -360,7 +365,15 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
                                  study_=study(sweep=EACH)), "subject_last: in 1 of 2 prompts"),
         case("note", with_tokens(in_tokens(roles=("a", "further", "last")), in_tokens(roles=("further", "a", "last")),
                                  study_=study(sweep=EACH)), "spans in different places"),
-        case("ok", with_tokens(in_tokens(), in_tokens((5, 6, 7), (5, 8, 7)), study_=study(sweep=EACH)), "by index"),
+        case("ok", with_tokens(in_tokens(), in_tokens((1, 5, 3), (1, 6, 3), 1), study_=study(sweep=EACH)), "by index"),
+        # of one length, but of two templates: what stands at an index is another token in every prompt
+        case("warning", with_tokens(in_tokens((1, 2, 3, 4), (1, 9, 3, 4)), in_tokens((5, 6, 7, 4), (5, 8, 7, 4), 1),
+                                    study_=study(sweep=EACH)), "at 2 of 3 positions", "by their index", "name spans"),
+        case("note", with_tokens(in_tokens((1, 2, 3, 4), (1, 9, 3, 4)), in_tokens((5, 6, 3, 4), (5, 7, 3, 4), 1),
+                                 study_=study(sweep=EACH)), "at 1 of 3 positions", "position 0"),
+        case("ok", with_tokens(in_tokens(roles=("a", "further", "last")),
+                               in_tokens((5, 6, 7), (5, 8, 7), 1, roles=("a", "further", "last")),
+                               study_=study(sweep=EACH)), "by index"),
         case("ok", with_tokens(in_tokens(), in_tokens((1, 2), (1, 4), 1))),
     ],
     "cut_sites": [
@@ -369,7 +382,8 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("warning", with_model([FREE, cell("logits", None, sweep="end")], {cell("logits", None, sweep="end"): 1.0}),
              "Every cell of 1 sweep (end)"),
         case("ok", with_model([FREE, CUT], {})),
-        case("ok", with_model([FREE, CUT], {CUT: 1.0}, study_=study({"method": "mean"})), "no corrupted run"),
+        case("note", with_model([FREE, CUT], {CUT: 1.0}, study_=study({"method": "mean"})),
+             "from the prompt to the read-out", "independent of the prompt"),
         case("warning", with_model([FREE], {}, effects=effects([
             {"clean": 2.0, "corrupted": 1.0, "patched": 2.0 + 1e-7},
             {"clean": 3.0, "corrupted": 1.0, "patched": 3.0, "pair": "p1"},
@@ -512,7 +526,9 @@ def test_cuts_are_found_where_nobody_gives_them() -> None:
     gaussian = AuditContext(study({"method": "gaussian"}), pairs(1), [noised], anatomy=ANATOMY, cells=cells)
     assert cut_shares(gaussian)[third] == 1.0
     zero = AuditContext(study({"method": "zero"}), pairs(3), tokenized, anatomy=ANATOMY, cells=cells)
-    assert set(cut_shares(zero).values()) == {0.0}
+    # in an ablation all of the prompt is to be cut off, not what differs between two prompts
+    assert cut_shares(zero) == {heads[0]: 0.0, heads[1]: 0.0, end: 1.0, third: 0.0, FREE: 0.0}
+    assert worst(look("cut_sites", zero)) == "note"
     assert worst(look("cut_sites", context)) == "note"
 
 

@@ -7,11 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from engramscope.engine.plan import BaseRun, Constant, DerivedRun, FromRun, Noise, Patch, Plan, Readout
-from engramscope.engine.reference import execute, record
+from engramscope.engine.reference import _touches_head, execute, record
+from engramscope.models import Model
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES
 from tests.engine.plain_hooks import PlainHooks
 from tests.models.known_paths import KNOWN
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, tiny_hf, tiny_model
 
 CLEAN, CORRUPTED = (3, 11, 25, 7, 42, 9, 60), (3, 11, 31, 7, 5, 9, 60)
 LAST = len(CLEAN) - 1
@@ -132,6 +133,26 @@ def test_noise_is_added_to_the_token_embeddings_of_its_positions_only() -> None:
 
     assert_close(ours, plain.run(list(CLEAN), "embed", None, add), rtol=0, atol=1e-5)
     assert_close(ours[0], plain.run(list(CLEAN), None, None, None)[0], rtol=0, atol=1e-6)
+
+
+def test_noise_on_a_float64_model_is_not_rounded_to_float32() -> None:
+    hf = tiny_hf("gpt2").double()
+    model = Model.from_parts(hf, check=False)
+    seen: list[torch.Tensor] = []
+    hook = hf.transformer.drop.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    values = torch.randn(2, model.anatomy.d_model, generator=torch.Generator().manual_seed(0))
+    logits_of(model, Plan((BaseRun("noisy", CLEAN, Noise((1, 3), values)),), (), (Readout("noisy", (LAST,)),)))
+    hook.remove()
+    wanted = hf.transformer.wte.weight[list(CLEAN)] + hf.transformer.wpe.weight[: len(CLEAN)]
+    wanted[[1, 3]] += values.double()
+    assert_close(seen[0][0], wanted, rtol=0, atol=1e-14)
+
+
+def test_what_lies_inside_the_head_counts_as_the_head() -> None:
+    run = DerivedRun("d", "b", (Patch("lm_head.base_layer", None, (0,), Constant(torch.zeros(()))),))
+    assert _touches_head([run], {}, "lm_head")
+    assert _touches_head([BaseRun("b", CLEAN)], {"b": {("lm_head.base_layer", None)}}, "lm_head")
+    assert not _touches_head([run], {"d": {("lm_header", None)}}, "lm")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
-from tests.planted import planted_model, value_pairs
-from tests.tiny_models import tiny_model
 
-from engramscope.locate.cells import cells_of
+from engramscope.locate.cells import Cell, cells_of
 from engramscope.locate.experiment import set_up, values_per_run
+from engramscope.locate.sweep import _outcome
 from engramscope.models.site import SITES
 from engramscope.study_file import SweepSection
+from tests.planted import planted_model, value_pairs
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,12 @@ def test_the_memory_of_every_site_is_not_underrated(family: str) -> None:
         for part in sizes:
             count *= part if isinstance(part, int) else 1
         assert values_per_run(model.anatomy, site, 7) >= count
+
+
+def test_an_infinite_value_is_a_failed_row() -> None:
+    cell = Cell("r", "mlp_out", (0,), None, None, "all", "denoise", 1, 0)
+    key = (0, cell, 0)
+    for value in (math.inf, -math.inf, math.nan):
+        outcome = _outcome(key, {key: {"logit_diff": value, "prob": 0.5}}, {})
+        assert outcome.status == "failed: logit_diff is not a finite number"
+    assert _outcome(key, {key: {"logit_diff": 1.0, "prob": 0.5}}, {}).status == "ok"

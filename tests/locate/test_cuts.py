@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
 import torch
-from tests.tiny_models import FAMILIES, tiny_model
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -31,6 +30,7 @@ from engramscope.models.anatomy import Anatomy
 from engramscope.models.model import Model
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import Alignment, TokenizedPair, TokenizedPrompt
+from tests.tiny_models import FAMILIES, tiny_model
 
 VOCAB, D_MODEL, HEADS, D_HEAD = 31, 16, 4, 4
 #: relative: below it two float64 logits are the same, above it they are not
@@ -442,26 +442,61 @@ def test_equal_questions_are_answered_once_and_different_ones_apart() -> None:
     assert finder.is_cut(cell_of("resid_post", (1,)), PAIR, (4,), (4,), 4)
 
 
-def test_ablations_have_no_cuts_and_only_unreachable_cells_are_inert() -> None:
+def test_ablations_cut_what_leaves_nothing_of_the_prompt_and_only_unreachable_cells_are_inert() -> None:
     finder = CutFinder(TOY, level="activation")
     everything, elsewhere = cell_of("resid_post", (2,)), cell_of("resid_post", (0,))
-    assert not finder.is_cut(everything, PAIR, (), ALL, 4)
+    assert finder.is_cut(everything, PAIR, (), (4,), 4)
+    assert finder.is_cut(elsewhere, PAIR, (), ALL, 4)
+    assert not finder.is_cut(elsewhere, PAIR, (), (4,), 4)
+    assert not finder.is_cut(everything, PAIR, (), (3,), 4)
+    assert not finder.is_cut(cell_of("z", (0, 1, 2)), PAIR, (), ALL, 4)
+    # the tokens of an answer are not the prompt's: with all of the prompt gone nothing of it is read after them either
+    assert finder.is_cut(cell_of("resid_pre", (0,)), PAIR, (), ALL, (4, 5, 6))
+    assert not finder.is_cut(elsewhere, PAIR, (), ALL, (4, 5, 6))
+    assert not finder.is_cut(everything, PAIR, (), (4,), (4, 5, 6))
     assert finder.is_inert(everything, PAIR, (), (3,), 4)
     assert not finder.is_inert(elsewhere, PAIR, (), (0,), 4)
     assert not finder.is_inert(cell_of("m.h.1.ln_1"), PAIR, (), (0,), 4)
 
 
-def test_noise_is_a_change_and_shares_count_pairs() -> None:
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_ablations_against_patched_forwards_of_two_prompts(family: str, n_layers: int) -> None:
+    """With the same values put in, a cut makes two prompts alike that share no token; any other cell does not."""
+    rng = random.Random(f"ablated {family}{n_layers}")
+    _, anatomy = model_and_anatomy(family, n_layers)
+    finder = CutFinder(anatomy, level="activation")
+    cuts = others = 0
+    for _ in range(150):
+        cell = replace(random_cell(rng, anatomy), direction="noise")
+        length = rng.randint(2, 6)
+        drawn = rng.sample(range(VOCAB), 3 * length)
+        one, other, donor = drawn[:length], drawn[length : 2 * length], drawn[2 * length :]
+        positions = some(rng, length) or (0,)
+        patched = [brute_force(family, cell, n_layers, t, donor, positions, positions)[0][-1] for t in (one, other)]
+        # the pair's own corrupted prompt, of another length, must not matter
+        pair = TokenizedPair(
+            Pair("p", "", ("a",)), prompt(one), prompt(one[:1]), ((1,),), ((2,),), Alignment((0,), (0,))
+        )  # fmt: skip
+        cut = finder.is_cut(cell, pair, (), positions, length - 1)
+        assert same(patched[0], patched[1]) == cut, f"{cell} {positions=} {length=}"
+        cuts, others = cuts + cut, others + (not cut)
+    assert min(cuts, others) >= 15
+
+
+def test_noise_is_a_change_and_a_cell_without_positions_is_neither() -> None:
     noised = equal_pair([1, 2, 3], [1, 2, 3])
     assert changed_positions(noised, "denoise", (1,)) == (1,) == changed_positions(noised, "noise", (1,))
     cell = cell_of("embed", position_role=None, position=1)
-    other = equal_pair([1, 2, 3], [7, 2, 3])
-    only_zero = equal_pair([1], [2])
     finder = CutFinder(TOY)
-    assert finder.cut_share(cell, [equal_pair([1, 2, 3], [1, 7, 3]), other, only_zero]) == 0.5
-    assert finder.cut_share(cell, [noised], lambda pair: (1,)) == 1.0
-    assert finder.cut_share(cell, [noised], lambda pair: (0, 1)) == 0.0
-    assert finder.cut_share(cell, []) == 0.0
+    assert finder.cut_in(cell, equal_pair([1, 2, 3], [1, 7, 3])) is True
+    assert finder.cut_in(cell, equal_pair([1, 2, 3], [7, 2, 3])) is False
+    assert finder.cut_in(cell, equal_pair([1], [2])) is None
+    assert finder.cut_in(cell, noised, (1,)) is True
+    assert finder.cut_in(cell, noised, (0, 1)) is False
+    end = cell_of("resid_post", (2,), position_role="last")
+    assert finder.cut_in(end, equal_pair([1, 2, 3], [1, 7, 3])) is True
+    assert finder.cut_in(end, equal_pair([1, 2, 3], [1, 7, 3]), (), 2) is False
 
 
 def test_positions_of_the_target_run_follow_the_alignment() -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-from tests.planted import GAIN, key_pairs, planted_model, value_pairs
 
 from engramscope import patch
+from engramscope.engine.plan import FromRun
+from engramscope.locate import runs
+from engramscope.locate.cells import Cell
+from engramscope.locate.experiment import noise_floor, set_up
+from engramscope.models import Model
+from engramscope.pairs import Pair, PairSet
+from tests.planted import GAIN, key_pairs, planted_model, value_pairs
+from tests.tiny_models import tiny_hf
+from tests.tiny_study import pair_rows, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +76,71 @@ def test_noising_mirrors_denoising_with_the_prompts_exchanged(model) -> None:
     other = patch(model, swapped, "z", heads="each", direction="denoise", resamples=200).effects
     # exchanging the prompts exchanges the answers as well, which turns the sign of the logit difference
     pd.testing.assert_series_equal(one["effect"], -other["effect"], check_names=False, atol=1e-5)
+
+
+@pytest.mark.parametrize("corruption", ["zero", "mean", "resample"])
+def test_an_ablation_that_leaves_nothing_of_the_prompt_is_no_finding(model, corruption: str) -> None:
+    options = {"positions": "last", "direction": "noise", "corruption": corruption, "resamples": 500}
+    summary = patch(model, value_pairs(16), "resid_post", **options).summary.set_index("layer")
+    assert summary["cut"].astype(bool).tolist() == [False, True]
+    assert not summary.loc[1, "detected"]
+
+
+def test_a_model_that_was_put_back_into_training_is_patched_without_dropout() -> None:
+    words = tokenizer()
+    hf = tiny_hf("gpt2", vocab_size=len(words), resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    model = Model.from_parts(hf, words)
+    pairs = PairSet(tuple(
+        Pair(row["id"], row["clean"], tuple(row["correct"]), row["corrupted"], tuple(row["incorrect"]))
+        for row in pair_rows(4)
+    ))  # fmt: skip
+    evaluated = patch(model, pairs, "mlp_out", resamples=100).effects
+    hf.train()
+    trained = patch(model, pairs, "mlp_out", resamples=100)
+    pd.testing.assert_frame_equal(trained.effects, evaluated)
+    assert trained.noise_floor["logit_diff"] < 1e-5
+
+
+@pytest.mark.parametrize("corruption", ["zero", "mean", "resample"])
+def test_the_floor_of_an_ablation_is_measured(model, corruption: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"direction": "noise", "corruption": corruption, "resamples": 100}
+    floor = patch(model, value_pairs(6), "z", heads="each", **options).noise_floor
+    assert floor["logit_diff"] < 1e-5
+    seen: list[bool] = []
+    really = runs.ablation_run
+
+    def spy(cell, pair, *arguments):
+        made = really(cell, pair, *arguments)
+        (one,) = made.run.patches
+        seen.append(isinstance(one.source, FromRun) and one.source.run == made.run.base)
+        return made
+
+    monkeypatch.setattr("engramscope.locate.sweep.ablation_run", spy)
+    patch(model, value_pairs(6), "z", heads="each", **options)
+    # 6 pairs and 4 heads in each draw; then what the floor is measured by
+    assert not any(seen[:24])
+    assert all(seen[-8:])
+
+
+def test_a_floor_that_was_not_measured_is_not_zero(model) -> None:
+    experiment = set_up(model, value_pairs(4), "str", "str", ["logit_diff"])
+    cell = Cell("s", "z", (0,), None, None, "last", "denoise", 1, 0)
+    assert noise_floor(experiment, [cell], 0) == {}
+    assert noise_floor(experiment, [], 8) == {}
+    assert noise_floor(experiment, [replace(cell, position_role="nowhere")], 8) == {}
+    assert noise_floor(experiment, [cell], 8)["logit_diff"] < 1e-5
+
+
+def test_a_mean_pattern_and_an_answer_of_several_tokens() -> None:
+    """The mean over one prompt is its own pattern, also while an answer follows; over others it is another one."""
+    words = tokenizer()
+    model = Model.from_parts(tiny_hf("gpt2", vocab_size=len(words)), words)
+    options = {"heads": "each", "direction": "noise", "corruption": "mean", "resamples": 100}
+    options |= {"metrics": ("answer_log_prob",)}
+    alike = PairSet(tuple(Pair(f"p{n}", "The child called Anna plays", (" ball kite",)) for n in range(3)))
+    assert patch(model, alike, "pattern", **options).effects["effect"].abs().max() < 1e-4
+    texts = [f"The child called {name} plays" for name in ("Anna", "Bob", "Clara")]
+    differ = PairSet(tuple(Pair(text, text, (" ball kite",)) for text in texts))
+    effects = patch(model, differ, "pattern", **options).effects
+    assert effects["status"].eq("ok").all()
+    assert effects["effect"].abs().max() > 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,17 @@ def check_shift(metric: Metric) -> None:
     torch.testing.assert_close(
         metric.score(logits + shift, targets), metric.score(logits, targets), rtol=1e-9, atol=1e-9
     )
+
+
+def check_signed(metric: Metric) -> None:
+    """Random changes of the clean run's logits raise and lower a signed metric, and never lower one that is not."""
+    logits, targets = case(metric, 60)
+    clean = [replace(target, clean_logits=row[0]) for target, row in zip(targets, logits, strict=True)]
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    change = metric.score(logits + noise, clean) - metric.score(logits, clean)
+    lower, higher = float((change < 0).double().mean()), float((change > 0).double().mean())
+    expected = (0.2, 0.2) if metric.signed else (0.0, 1.0)
+    assert (min(lower, 0.2), min(higher, 0.2)) == expected if metric.signed else (lower, higher) == expected
 
 
 def check_range(metric: Metric, logits: Tensor, targets: Sequence[Target]) -> None:

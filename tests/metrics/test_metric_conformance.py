@@ -76,6 +76,19 @@ def test_direction(name: str) -> None:
 
 
 @each_metric
+def test_signed_is_whether_a_change_without_meaning_can_go_either_way(name: str) -> None:
+    checks.check_signed(get_metric(name))
+
+
+def test_a_distance_that_calls_itself_signed_is_rejected() -> None:
+    class Wrong(type(get_metric("kl"))):
+        signed = True
+
+    with pytest.raises(AssertionError):
+        checks.check_signed(Wrong())
+
+
+@each_metric
 def test_leaves_its_input_alone(name: str) -> None:
     checks.check_untouched(get_metric(name))
 

@@ -329,6 +329,14 @@ def test_the_hash_is_of_names_types_shapes_and_bytes():
     assert model.weight_hash() != tiny_model("gpt2", seed=1).weight_hash()
 
 
+def test_the_hash_of_a_model_in_memory_follows_its_weights():
+    model = Model.from_parts(tiny_hf("gpt2"), check=False)
+    before = model.weight_hash()
+    with torch.no_grad():
+        model.hf.transformer.h[0].mlp.c_fc.bias[0] += 1.0
+    assert model.weight_hash() == hash_of(model.hf.state_dict()) != before
+
+
 def test_a_failing_check_of_a_site_refuses_the_site():
     failed = SelfCheck("write-back z", 0.5, 1e-4, False, "", ("z",))
     assert list(unsound_sites([failed, SelfCheck("x", 0.0, 1.0, True, "", ("q",))])) == ["z"]

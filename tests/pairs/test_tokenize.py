@@ -327,3 +327,14 @@ def test_the_space_that_a_tokenizer_puts_before_a_text_is_not_the_subject() -> N
     assert found.clean.texts[:4] == ("<s>", " ", "<0xC3>", "<0x89>")
     assert found.clean.spans["subject"][0] == 2
     assert found.clean.roles[1:3] == ("before", "subject_first")
+
+
+def test_a_swapped_pair_keeps_its_spans_at_their_words() -> None:
+    texts = "Anna says that she likes", "Yesterday Anna says that she likes"
+    pair = Pair("a", texts[0], (" x",), texts[1], (" y",), spans={"verb": (5, 9)})
+    swapped = pair.swapped()
+    assert {name: swapped.clean[slice(*span)] for name, span in swapped.spans.items()} == {"verb": "says"}
+    assert {name: texts[0][slice(*span)] for name, span in swapped.corrupted_spans.items()} == {"verb": "says"}
+    assert swapped.swapped().spans == pair.spans
+    with pytest.raises(PairsError, match=r"'verb'.*corrupted_spans"):
+        Pair("a", "Anna says it", (" x",), "Bob said them", (" y",), spans={"verb": (5, 9)}).swapped()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -107,4 +108,19 @@ def test_the_colour_scale_ignores_cuts() -> None:
     )
     assert values.limit == pytest.approx(0.4)
     assert values.counts == (0, 2)
+    untested = replace(values, p=np.array([[np.nan, 1.0, np.nan]]))
+    assert untested.counts == (0, 1)
     assert Panel("k", "heatmap", "t", "denoise", "", "", ("a",), ("0", "1", "2"), {"m": values}).note == ""
+
+
+def test_a_role_that_is_a_mean_over_positions_is_said_to_be_one(tmp_path: Path) -> None:
+    rows = [
+        synthetic.summary_row(sweep="m", site="mlp_out", layer=layer, position_role=role, note=note)
+        for layer in range(2)
+        for role, note in (("further", "mean over up to 3 positions of the role, patched one at a time"), ("last", ""))
+    ]
+    (panel,) = panels(load(synthetic.build(tmp_path / "a", rows=rows)))
+    assert "mean over the positions of the role, patched one at a time" in panel.note
+    joint = [row | {"note": ""} for row in rows]
+    (panel,) = panels(load(synthetic.build(tmp_path / "b", rows=joint)))
+    assert panel.note == ""

@@ -14,7 +14,7 @@ import synthetic
 from browser import Browser, chromium
 
 from engramscope.errors import ResultsError
-from engramscope.report import write_report
+from engramscope.report import tables, write_report
 from engramscope.report.escape import plotly_text, script_json
 from engramscope.report.load import load
 from engramscope.report.page import context
@@ -216,8 +216,29 @@ def test_what_the_tables_say(usual: Path) -> None:
         ([f"80{percent}", f"50{percent}"], f"30{percent}", f"10{percent} to 40{percent}"),
         ([f"−80{percent}", f"−50{percent}"], f"−30{percent}", f"−40{percent} to −10{percent}"),
     ]
-    assert shown["facts"][1] == ("Pairs used", "22 of 24")
+    assert shown["facts"][1] == ("Pairs", "24, 22 of them in the recovery")
     assert shown["facts"][2] == ("Cells", "152")
+
+
+def test_the_pairs_behind_a_recovery_are_named(tmp_path: Path) -> None:
+    rows = [
+        synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, estimate=0.5 - layer / 10, **more)
+        for layer, more in enumerate(
+            ({"n_pooled": 9}, {"n_pooled": 24}, {"n_pooled": 0, "estimate_kind": "effect", "recovery": None})
+        )
+    ]
+    table = tables.top_components(load(synthetic.build(tmp_path / "out", rows=rows)))
+    assert [row["n"] for row in table] == ["9 of 24", "24", "24"]
+
+
+def test_cells_without_a_test_are_in_no_table_of_both_directions(tmp_path: Path) -> None:
+    rows = [
+        synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, direction=direction, metric="kl")
+        for layer in range(2) for direction in ("denoise", "noise")
+    ]  # fmt: skip
+    untested = [row | {"p": None, "p_adjusted": None, "q": None, "detected": False} for row in rows]
+    assert tables.both_directions(load(synthetic.build(tmp_path / "a", rows=rows)))
+    assert tables.both_directions(load(synthetic.build(tmp_path / "b", rows=untested))) == []
 
 
 def test_a_sparse_manifest_is_enough(tmp_path: Path) -> None:

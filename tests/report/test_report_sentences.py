@@ -126,7 +126,7 @@ def test_the_question(tmp_path: Path) -> None:
     text = question(load(synthetic.build(tmp_path / "out")))
     for part in (
         "mini",
-        "22 pairs of clap_epilepsy",
+        "24 pairs of clap_epilepsy, 22 of them in the recovery",
         "other tokens",
         "z by layer × head",
         "resid_post by layer × position",
@@ -139,6 +139,40 @@ def test_too_few_groups_are_named_as_the_reason(tmp_path: Path) -> None:
     text = _plain(_answer(tmp_path, findings={"peaks": [few]}).lead)
     assert "with 3 groups in the confirmation half no p can be below 0.25, so nothing can be confirmed" in text
     assert "not distinguishable" not in text
+
+
+def test_the_recovery_names_the_pairs_that_it_was_computed_from(tmp_path: Path) -> None:
+    some = synthetic.peak("heads", n_pooled=5, n_clusters_pooled=4)
+    text = _plain(_answer(tmp_path / "a", findings={"peaks": [some]}).lead)
+    assert "p = 0.0004; recovery of 5 pairs in 4 groups, p of 12 pairs in 6 groups)" in text
+    everyone = synthetic.peak("heads", n_pooled=12, n_clusters_pooled=6)
+    assert "p = 0.0004; 12 pairs in 6 groups)" in _plain(_answer(tmp_path / "b", findings={"peaks": [everyone]}).lead)
+    one = synthetic.peak("heads", n_pooled=2, n_clusters_pooled=1)
+    text = _plain(_answer(tmp_path / "c", findings={"peaks": [one]}).lead)
+    assert text.startswith("No peak is confirmed")
+    assert "only 1 group of the confirmation half has a gap" in text
+
+
+def test_a_peak_that_was_not_tested_says_why(tmp_path: Path) -> None:
+    distance = synthetic.peak("heads", p=None, status="the metric is a distance from the clean run")
+    text = _plain(_answer(tmp_path, findings={"peaks": [distance]}).lead)
+    assert text.startswith("No peak is confirmed")
+    assert "no p; 12 pairs in 6 groups); the metric is a distance from the clean run." in text
+
+
+def test_a_mean_over_positions_is_no_joint_patch(tmp_path: Path) -> None:
+    cell = {"site": "mlp_out", "layer": 2, "head": None, "position_role": "further"}
+    note = "mean over up to 3 positions of the role, patched one at a time"
+    text = _plain(_answer(tmp_path, findings={"peaks": [synthetic.peak("mlp", cell=cell, note=note)]}).lead)
+    assert f"at further ({note}) recovers 62 %" in text
+
+
+def test_cells_that_were_not_tested_are_not_counted(tmp_path: Path) -> None:
+    rows = [synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, estimate=0.0, p_adjusted=0.21)
+            for layer in range(4)]  # fmt: skip
+    rows[2] |= {"n": 0, "p": None, "p_adjusted": None, "note": "no pair has this cell"}
+    text = _plain(_answer(tmp_path, rows=rows, findings={}).lead)
+    assert text.startswith("Nothing is detected: of 3 cells none")
 
 
 def test_the_selection_effect_of_the_study_runner_ranks_too(tmp_path: Path) -> None:

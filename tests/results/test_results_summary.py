@@ -256,3 +256,137 @@ def test_families_are_matrices_over_pairs(heads: pd.DataFrame) -> None:
 )  # fmt: skip
 def test_cells_have_short_names(changes: dict[str, Any], label: str) -> None:
     assert cell_label(rows(**changes)) == label
+
+
+def found_in(effects: pd.DataFrame, labels: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
+    summary = summary_of(effects)
+    settings: dict[str, Any] = {"pooled": frozenset(PAIRS), "confidence": 0.95, "resamples": 300, "seed": 0}
+    return findings(effects, summary, {p: p for p in PAIRS}, labels or {}, label=None, **settings | options)
+
+
+def test_the_pairs_of_the_recovery_are_counted(heads: pd.DataFrame) -> None:
+    assert summary_of(heads)["n_pooled"].eq(12).all()
+    some = summary_of(heads, pooled=set(PAIRS[:9]))
+    assert some["n_pooled"].eq(9).all()
+    assert some["n"].eq(12).all()
+    (peak,) = found_in(heads, pooled=frozenset(PAIRS[:4]))["peaks"]
+    assert peak["n"] == 6
+    assert peak["n_pooled"] == peak["n_clusters_pooled"] < 6
+
+
+def test_a_distance_is_described_and_not_tested(heads: pd.DataFrame) -> None:
+    """kl can only rise when noised: noise alone would be "detected" in every cell."""
+    rng = np.random.default_rng(1)
+    distance = heads.assign(metric="kl", direction="noise", clean=0.0, corrupted=2.0,
+                            patched=0.1 + 0.01 * rng.normal(size=len(heads)) ** 2)  # fmt: skip
+    both = pd.concat([heads, distance], ignore_index=True)
+    summary = summary_of(both)
+    kl, other = (summary[summary["metric"] == name].reset_index(drop=True) for name in ("kl", "logit_diff"))
+    for column in ("p", "p_adjusted", "q"):
+        assert kl[column].isna().all()
+    assert not kl["detected"].any()
+    assert kl["note"].str.contains("distance from the clean run").all()
+    assert (kl["effect_low"] > 0).all()
+    # and the cells of other metrics pay nothing for it
+    pd.testing.assert_frame_equal(other, summary_of(heads).reset_index(drop=True))
+    # the same numbers under a signed metric would have been detected: the test above can fail
+    assert summary_of(both.replace({"metric": {"kl": "prob"}})).query("metric == 'prob'")["detected"].all()
+    found = found_in(both)
+    peaks = {peak["metric"]: peak for peak in found["peaks"]}
+    assert peaks["kl"]["p"] is None
+    assert "distance" in peaks["kl"]["status"]
+    assert peaks["logit_diff"]["p"] is not None
+    assert {count["metric"]: count["tested"] for count in found["detected"]} == {"logit_diff": 4, "kl": 0}
+
+
+def test_cells_that_no_pair_has_are_not_tested(heads: pd.DataFrame) -> None:
+    gone = (heads["layer"] == 0) & (heads["head"] == 1)
+    heads.loc[gone, ["patched", "effect"]] = None
+    heads.loc[gone, "status"] = "skipped: no such position"
+    (count,) = found_in(heads)["detected"]
+    assert (count["detected"], count["tested"], count["cut"]) == (1, 3, 0)
+
+
+def test_all_peaks_are_measured_on_the_same_pairs(heads: pd.DataFrame) -> None:
+    """The headline is chosen among sweeps: no pair that measures it may have chosen the peak of another."""
+    sweeps = [heads.assign(sweep=f"sweep {number}") for number in range(8)]
+    peaks = found_in(pd.concat(sweeps, ignore_index=True))["peaks"]
+    assert len({(peak["selection_effect"], peak["effect"], peak["estimate"]) for peak in peaks}) == 1
+    # nor does a sweep that lacks a pair move the others to another half
+    fewer = heads[heads["pair"] != PAIRS[-1]].assign(sweep="fewer")
+    whole, lacking = found_in(pd.concat([heads, fewer], ignore_index=True))["peaks"]
+    (alone,) = found_in(heads)["peaks"]
+    assert whole["selection_effect"] == alone["selection_effect"]
+    # the pair that it lacks is in one of the halves, and the other half is the same
+    assert (lacking["n"] == 5) != (lacking["selection_effect"] != alone["selection_effect"])
+
+
+def test_the_centre_of_mass_is_in_layers() -> None:
+    """Layers 3 to 7 of which 3 is a cut; one kind of pair has its effect in layer 6, the other in layer 5."""
+    items = []
+    for number, pair in enumerate(PAIRS):
+        for layer in (7, 3, 4, 6, 5):
+            value = 1.0 if layer == (6 if number % 2 else 5) else 0.0
+            items.append(rows(pair=pair, layer=layer, head=None, site="mlp_out", sweep="mlp", cut=layer == 3,
+                              patched=2.0 if layer == 3 else value + 0.001 * number))  # fmt: skip
+    labels = {pair: "odd" if number % 2 else "even" for number, pair in enumerate(PAIRS)}
+    contrast = found_in(table(items), labels)["contrast"]
+    (centre,) = [row for row in contrast["rows"] if row["statistic"].startswith("centre of mass")]
+    assert contrast["groups"] == ["even", "odd"]
+    assert centre["values"] == pytest.approx([5.0, 6.0], abs=0.01)
+
+
+def single_layers(sweep: str, layers: list[int], value: float, **changes: Any) -> list[dict[str, Any]]:
+    common = {"head": None, "site": "mlp_out", "sweep": sweep, **changes}
+    return [rows(pair=pair, layer=layer, patched=value, **common) for pair in PAIRS for layer in layers]
+
+
+def singles_of(items: list[dict[str, Any]]) -> list[float]:
+    summary = summary_of(table(items))
+    return list(summary[summary["sweep"] == "wide"].sort_values("layer")["singles_sum"])
+
+
+def test_single_layers_add_up_only_where_all_of_them_were_patched() -> None:
+    wide = single_layers("wide", [0, 1, 2, 3], 1.0, window=3)
+    partial = single_layers("another", [1], 0.9)
+    own = single_layers("wide (single layers)", [0, 1, 2, 3], 0.2)
+    for order in ([partial, wide, own], [own, partial, wide], [wide, own]):
+        assert singles_of([row for part in order for row in part]) == pytest.approx([0.2, 0.3, 0.3, 0.2])
+    assert np.isnan(singles_of([*partial, *wide])).all()
+    # layers 0 to 2 hold the windows around 0 and 1 only
+    some = singles_of([*single_layers("another", [0, 1, 2], 0.2), *wide])
+    assert some[:2] == pytest.approx([0.2, 0.3])
+    assert np.isnan(some[2:]).all()
+    # another full sweep of the same cells is used, but not in preference
+    full = single_layers("another", [0, 1, 2, 3], 0.9)
+    assert singles_of([*full, *wide, *own]) == pytest.approx([0.2, 0.3, 0.3, 0.2])
+    assert singles_of([*full, *wide]) == pytest.approx([0.9, 1.35, 1.35, 0.9])
+
+
+def test_a_single_layer_that_is_a_cut_adds_up_to_nothing() -> None:
+    wide = single_layers("wide", [0, 1, 2, 3], 1.0, window=3)
+    own = single_layers("wide (single layers)", [0, 1, 2], 0.2)
+    cut = single_layers("wide (single layers)", [3], 2.0, cut=True)
+    sums = singles_of([*wide, *own, *cut])
+    assert sums[:2] == pytest.approx([0.2, 0.3])
+    assert np.isnan(sums[2:]).all()
+
+
+def test_the_mean_over_the_positions_of_a_role_is_named() -> None:
+    """Two prompts of other lengths; in some, one of two or three inner positions is a cut."""
+    items = []
+    for number, pair in enumerate(PAIRS):
+        roles = ["further"] * (2 + number % 2) + ["last"]
+        for position, role in enumerate(roles):
+            cut = position == 1 and number < 4
+            items.append(rows(pair=pair, head=None, site="embed", position=position, position_role=role, cut=cut,
+                              patched=9.0 if cut else 1.0))  # fmt: skip
+    summary = summary_of(table(items)).set_index("position_role")
+    assert summary.loc["further", "n"] == 12
+    assert summary.loc["further", "effect"] == pytest.approx(1.0)
+    note = summary.loc["further", "note"]
+    assert "mean over up to 3 positions of the role, patched one at a time" in note
+    assert "a cut at 4 positions in 4 pairs, which are left out" in note
+    assert "mean over" not in summary.loc["last", "note"]
+    (peak,) = found_in(table(items))["peaks"]
+    assert peak["note"] == summary.loc[peak["cell"]["position_role"], "note"] == note

@@ -34,6 +34,19 @@ def test_concentration_of_known_profiles():
     assert_allclose(concentration(e)[0], (e**2).sum() ** 2 / (e**4).sum())
 
 
+def test_the_centre_of_mass_is_the_number_of_a_layer():
+    """Layers 4, 5, 7 were swept: the weight of all is in 7 or, for the other group, half in 4 and half in 5."""
+    first = np.arange(40) % 2 == 0
+    effect = np.where(first[:, None], [0.0, 0.0, 1.0], [1.0, -1.0, 0.0])
+    got = contrast_concentration(effect, first, np.arange(40), rng=rng(), layers=[4, 5, 7], resamples=200)
+    centre = got[1]
+    assert (centre.name, centre.first, centre.second, centre.difference) == ("centre_of_mass", 7.0, 4.5, 2.5)
+    assert (centre.first_low, centre.first_high, centre.second_low, centre.second_high) == (7.0, 7.0, 4.5, 4.5)
+    plain = contrast_concentration(effect, first, np.arange(40), rng=rng(), resamples=200)
+    assert (plain[1].first, plain[1].second) == (2.0, 0.5)
+    assert (plain[0], plain[2]) == (got[0], got[2])
+
+
 def test_taking_off_the_variance_undoes_what_noise_adds():
     profile = np.array([0.0, 0.3, 1.5, 0.8, 0.0, 0.0])
     noisy = profile + 0.3 * rng(20).normal(size=(20_000, 6))

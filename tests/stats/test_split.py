@@ -62,7 +62,22 @@ def test_peak_is_chosen_on_one_half_and_measured_on_the_other():
     assert peak.effect_low < peak.effect < peak.effect_high < 0
     assert peak.recovery_low < peak.recovery < peak.recovery_high < 0
     assert peak.p < 0.01
-    assert (peak.n_selection + peak.n_confirmation, peak.n_clusters, peak.status) == (39, 20, "ok")
+    assert (peak.n_selection + peak.n_confirmation, peak.status) == (39, "ok")
+    assert peak.n_clusters == peak.n_confirmation == np.sum(~np.isnan(held))
+    assert peak.n_pooled == peak.n_clusters_pooled == use.sum()
+
+
+def test_the_peak_counts_the_pairs_of_its_recovery():
+    effect = rng(5).normal(1, 0.1, size=(12, 2))
+    effect[6, :] = NAN
+    gap = np.full(12, 2.0)
+    gap[[7, 8, 9]] = NAN
+    split = Split(np.arange(12) < 6, np.arange(12) >= 6)
+    peak = confirmed_peak(effect, np.arange(12) // 2, split, rng=rng(), gap=gap, resamples=200)
+    assert (peak.n_confirmation, peak.n_clusters, peak.n_pooled, peak.n_clusters_pooled) == (5, 3, 2, 1)
+    assert_allclose(peak.recovery, effect[10:, peak.cell].sum() / 4.0)
+    alone = confirmed_peak(effect, np.arange(12) // 2, split, rng=rng(), resamples=200)
+    assert (alone.n_pooled, alone.n_clusters_pooled) == (0, 0)
 
 
 def test_under_the_null_the_confirmed_peak_is_honest_and_the_reused_one_is_not():

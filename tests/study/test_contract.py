@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engramscope.results.read import read_effects, read_summary
+from engramscope.audit.window_inflation import WindowInflation
+from engramscope.errors import InputError
+from engramscope.pairs import Pair
+from engramscope.pairs.clusters import clusters_of
+from engramscope.report.tables import exclusions
+from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.study import run_study
+from engramscope.study_inputs import read_inputs
+from engramscope.study_steps import audit_context, skipped_of
 from tests.tiny_study import SENTENCES, pair_rows, same_tables, tokenizer, write_study
 
 COLUMNS = {
@@ -74,7 +82,9 @@ def test_the_manifest_says_how_the_numbers_came_about(study: Path) -> None:
     assert manifest["study"]["stats"]["resamples"] == 200
     assert manifest["self_checks"]
     assert all(check["passed"] for check in manifest["self_checks"])
-    assert manifest["parity"]["checked"] > 0
+    # cells in a pair are counted, not the two metrics of each
+    assert manifest["parity"]["checked"] == 12
+    assert manifest["parity"]["values"] == 24
     assert manifest["parity"]["max_abs_diff"] <= manifest["parity"]["tolerance"]
     assert set(manifest["noise_floor"]) == {"logit_diff", "prob"}
     assert {"baselines", "sweep", "checks", "statistics", "report"} <= set(manifest["timings_s"])
@@ -404,3 +414,54 @@ def test_an_answer_without_its_space_is_another_token_and_is_noticed(gpt2: Path,
 def test_sentences_have_the_lengths_that_these_tests_count_on() -> None:
     lengths = {len(tokenizer()(SENTENCES[number].format("Anna"))["input_ids"]) for number in (0, 1)}
     assert lengths == {7, 8}
+
+
+@pytest.mark.parametrize(
+    ("stats", "words"),
+    [
+        ({"cluster": "knd"}, ["no pair has a label 'knd'; did you mean 'kind'?", "Known: group, pair, kind"]),
+        ({"contrast": "knd"}, ["no pair has a label 'knd'; did you mean 'kind'?"]),
+        ({"contrast": "many"}, ["has 3 values ('a', 'b', 'c')"]),
+        ({"contrast": "one"}, ["has 1 value ('same')"]),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(stats: dict[str, str], words: list[str], tmp_path: Path) -> None:
+    labels = [{"kind": "ab"[n % 2], "many": "abc"[n % 3], "one": "same"} for n in range(8)]
+    rows = [{**row, "labels": label} for row, label in zip(pair_rows(8), labels, strict=True)]
+    with pytest.raises(InputError) as caught:
+        read_inputs(write_study(tmp_path, "mini", rows=rows, stats=stats))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"stats.{next(iter(stats))}: ")
+
+
+def test_the_single_layers_that_are_added_beside_a_window_are_seen_by_the_audit(study: Path) -> None:
+    said = [finding for finding in read_manifest(study)["audit"] if finding["check"] == "window_inflation"]
+    assert len(said) == 1
+    assert said[0]["message"].startswith("Sweep wide: ")
+    early = WindowInflation().run(audit_context(read_inputs(study.parents[1] / "study.toml")))
+    assert [finding.severity for finding in early] == ["note"]
+
+
+def test_skipped_cells_are_counted_over_all_pairs() -> None:
+    rows = [
+        {"sweep": sweep, "status": status, "pair": f"p{pair}", "direction": "denoise", "site": "z", "layer": layer,
+         "head": None, "position": None, "position_role": "all", "metric": metric, "seed": seed}
+        for sweep, status in (("s", "skipped: no partner"), ("s", "ok"), ("t", "failed: prob"))
+        for pair in range(300) for layer in range(3) for metric in ("prob", "kl") for seed in range(2)
+    ]  # fmt: skip
+    found = skipped_of(pd.DataFrame(rows))
+    assert found == [
+        {"sweep": "s", "reason": "skipped: no partner", "pairs": 300, "cells": 900, "pair": "p0"},
+        {"sweep": "t", "reason": "failed: prob", "pairs": 300, "cells": 900, "pair": "p0"},
+    ]
+    shown = exclusions(SimpleNamespace(manifest={"skipped": found}))[1]  # type: ignore[arg-type]
+    assert shown[0] == ("s", "skipped: no partner", 300, 900)
+    assert skipped_of(pd.DataFrame(rows).iloc[:0]) == []
+
+
+def test_a_pair_without_a_group_shares_a_cluster_with_nobody() -> None:
+    pairs = [Pair("s1", "", ()), Pair("a", "", (), group="s1"), Pair("b", "", (), group="s1"), Pair("s1'", "", ())]
+    assert clusters_of(pairs, "group") == ["s1''", "s1", "s1", "s1'"]
+    assert clusters_of(pairs, "pair") == ["s1", "a", "b", "s1'"]
+    assert clusters_of([Pair("x", "", (), labels={"l": "v"}), Pair("v", "", ())], "l") == ["v", "v'"]

@@ -20,7 +20,7 @@ from engramscope.errors import CheckError, ResultsError
 from engramscope.locate.experiment import Experiment
 from engramscope.results.read import read_manifest
 from engramscope.study import run_study
-from tests.tiny_study import pair_rows, same_tables, write_pairs, write_study
+from tests.tiny_study import pair_rows, same_tables, tokenizer, write_pairs, write_study
 
 SWEEPS = ({"name": "heads", "site": "z", "heads": "each"},)
 #: the command line, with one cell per chunk and a pause in each, so that a signal meets it in the middle
@@ -207,6 +207,33 @@ def test_changed_weights_are_noticed(halted: Path) -> None:
     assert "weights" in _resume(halted)
 
 
+def test_a_changed_configuration_is_named_and_what_does_not_matter_is_not(halted: Path) -> None:
+    file = halted.parent / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "layer_norm_epsilon": 0.1}))
+    assert "model's configuration: layer_norm_epsilon: 1e-05 -> 0.1" in _resume(halted)
+    file.write_text(json.dumps({**config, "transformers_version": "0.0.1", "_name_or_path": "/elsewhere"}))
+    assert run_study(halted / "study.toml", halted / "out", resume=True).manifest()["status"] == "complete"
+
+
+def test_a_changed_tokenizer_is_noticed(halted: Path) -> None:
+    tokenizer(bos=True).save_pretrained(halted.parent / "model")
+    assert "the tokenizer" in _resume(halted)
+
+
+def test_unpatched_values_that_are_not_the_stored_ones_are_noticed(
+    halted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Experiment.base_value
+
+    def moved(self: Experiment, *arguments: Any) -> Any:
+        value = really(self, *arguments)
+        return None if value is None else value + 0.01
+
+    monkeypatch.setattr(Experiment, "base_value", moved)
+    assert "by up to 0.01" in _resume(halted)
+
+
 def test_another_version_of_the_program_is_noticed(halted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engramscope.study_inputs.version", lambda _: "99.0")
     assert "-> 99.0" in _resume(halted)
@@ -256,3 +283,10 @@ def test_cells_that_do_not_agree_with_their_recomputation_are_an_error(
     assert not (out / "report.html").exists()
     assert _run_app(["run", str(path), "--out", str(out), "--resume"]) == 1
     assert "cannot be trusted" in capsys.readouterr().err
+
+
+def test_a_check_that_compared_nothing_is_an_error(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engramscope.study_steps.lookup", lambda effects: lambda *_: None)
+    with pytest.raises(CheckError, match="None of the study's cells"):
+        run_study(write_study(tmp_path, gpt2, SWEEPS), tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["status"] == "failed"

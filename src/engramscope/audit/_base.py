@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from engramscope.locate.cells import Cell
 from engramscope.models.anatomy import Anatomy
 from engramscope.pairs.pair import PairSet
 from engramscope.pairs.tokenized import TokenizedPair
-from engramscope.study_file import StudyFile
+from engramscope.study_file import StudyFile, SweepSection
 
 Severity = Literal["ok", "note", "warning", "error"]
 Needs = Literal["pairs", "tokens", "model", "results"]
@@ -59,6 +59,8 @@ class AuditContext:
         baselines: the unpatched runs: pair, seed, metric, clean, corrupted (null for ablations).
         excluded: (pair id, reason) of pairs that do not enter recovery.
         noise_floor: metric -> largest effect of patching a run with its own values; None where it was not measured.
+        sweeps: the sweeps that are run: those of the study and the single layers that are added beside windows; where
+            it is None, those of the study.
     """
 
     study: StudyFile
@@ -73,6 +75,7 @@ class AuditContext:
     baselines: pd.DataFrame | None = None
     excluded: list[tuple[str, str]] = field(default_factory=list)
     noise_floor: Mapping[str, float | None] = field(default_factory=dict)
+    sweeps: Sequence[SweepSection] | None = None
 
     def has(self, needs: Needs) -> bool:
         """Whether the study has come as far as a check with these needs asks."""

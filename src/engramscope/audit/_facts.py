@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 from engramscope.audit._base import AuditContext
 from engramscope.corruptions._base import Corruption
 from engramscope.locate.cells import Cell
-from engramscope.locate.cuts import CutFinder, patched_positions
+from engramscope.locate.cuts import CutFinder
 from engramscope.metrics._base import Metric
-from engramscope.pairs.pair import Pair
+from engramscope.pairs import clusters
 from engramscope.pairs.tokenized import TokenizedPair
 from engramscope.registry import Registry
 from engramscope.study_file import StudyFile
@@ -40,19 +40,9 @@ def metrics_of(study: StudyFile) -> dict[str, type[Metric]]:
     return {name: registry.get(name) for name in study.metrics.names}
 
 
-def cluster_of(pair: Pair, by: str) -> str:
-    """What a pair shares with the pairs that it depends on: its group, or the label `by`; else its own id."""
-    return shared_by(pair, by) or pair.id
-
-
-def shared_by(pair: Pair, by: str) -> str:
-    """The group of a pair, or its label `by`; empty where it has none, and for `by = "pair"`."""
-    return {"group": pair.group, "pair": ""}.get(by, pair.labels.get(by, ""))
-
-
 def clusters_of(context: AuditContext) -> list[str]:
     """The cluster of every pair, in their order."""
-    return [cluster_of(pair, context.study.stats.cluster) for pair in context.pairs]
+    return clusters.clusters_of(list(context.pairs), context.study.stats.cluster)
 
 
 def holds_word(text: str, word: str) -> bool:
@@ -89,7 +79,7 @@ def cut_shares(context: AuditContext) -> dict[Cell, float]:
     cells = context.cells or []
     if context.cut is not None:
         return {cell: context.cut.get(cell, 0.0) for cell in cells}
-    if context.anatomy is None or not context.tokenized or is_ablation(context.study):
+    if context.anatomy is None or not context.tokenized:
         return dict.fromkeys(cells, 0.0)
     span = corruption_options(context.study).get("span") if context.study.corruption.method == "gaussian" else None
     alike: dict[object, list[TokenizedPair]] = defaultdict(list)
@@ -97,7 +87,7 @@ def cut_shares(context: AuditContext) -> dict[Cell, float]:
         spans = tuple(sorted((name, tuple(places)) for name, places in pair.clean.spans.items()))
         noised = tuple(pair.corrupted.spans.get(str(span), ()))
         alike[pair.alignment, pair.changed, pair.clean.roles, spans, noised].append(pair)
-    return _shares(CutFinder(context.anatomy), cells, list(alike.values()), span)
+    return _shares(CutFinder(context.anatomy, corruption_of(context.study).level), cells, list(alike.values()), span)
 
 
 def _shares(
@@ -112,9 +102,9 @@ def _shares(
         heads = None if cell.heads is None else len(cell.heads)
         key = (cell.site, cell.layers, heads, cell.position, cell.position_role, cell.direction)
         if key not in known:
-            here = [pairs for pairs in alike if patched_positions(cell, pairs[0])]
-            cut = sum(len(pairs) * finder.cut_share(cell, pairs[:1], noised) for pairs in here)
-            known[key] = cut / sum(map(len, here)) if here else 0.0
+            asked = [(len(pairs), finder.cut_in(cell, pairs[0], noised(pairs[0]))) for pairs in alike]
+            answers = [(times, cut) for times, cut in asked if cut is not None]
+            known[key] = sum(times for times, cut in answers if cut) / max(1, sum(times for times, _ in answers))
         shares[cell] = known[key]
     return shares
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import clusters_of, shared_by
+from engramscope.audit._facts import clusters_of
 from engramscope.audit._show import count, listed, number, quoted
+from engramscope.pairs.clusters import shared_by
 from engramscope.pairs.pair import Pair
 
 FEW = 10

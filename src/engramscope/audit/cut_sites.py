@@ -14,6 +14,9 @@ from engramscope.locate.cells import Cell
 
 #: a patched value this near to the source run's, as a share of the gap, counts as equal to it
 EXACT = 1e-5
+#: where the paths that a cut severs begin, and what follows from it
+_SWAPPED = "what was changed", "restores 100 %"
+_ABLATED = "the prompt", "makes what is read independent of the prompt"
 CELL = ["sweep", "direction", "site", "layer", "head", "position", "position_role", "window"]
 
 
@@ -25,21 +28,18 @@ class CutSites(Check):
 
     def run(self, context: AuditContext) -> list[Finding]:
         """A note that names cut cells; a warning for sweeps that have no other."""
-        if is_ablation(context.study):
-            return self.ok(
-                "An ablation has no corrupted run, so there is nothing that a cell restores by construction."
-            )
+        severed, follows = _ABLATED if is_ablation(context.study) else _SWAPPED
         cells, shares = context.cells or [], cut_shares(context)
         always = [cell for cell, share in shares.items() if share >= 1.0]
         partly = [(cell, share) for cell, share in shares.items() if 0.0 < share < 1.0]
-        findings: list[Finding] = self._empty_sweeps(cells, set(always))
+        findings: list[Finding] = self._empty_sweeps(cells, set(always), follows)
         if always:
             findings.append(
                 self.finding(
                     "note",
-                    f"{len(always)} of {count(len(cells), 'cell')} cut every path from what was changed to the "
-                    "read-out. This restores 100 % in any model, also in one that knows nothing, so it is no finding. "
-                    "They are marked, and kept out of rankings, peaks and tests.",
+                    f"{len(always)} of {count(len(cells), 'cell')} cut every path from {severed} to the read-out. This "
+                    f"{follows} in any model, also in one that knows nothing, so it is no finding. They are marked, "
+                    "and kept out of rankings, peaks and tests.",
                     listed(dict.fromkeys(cell_name(cell) for cell in always)),
                 )
             )
@@ -54,7 +54,7 @@ class CutSites(Check):
             )
         if context.effects is not None:
             findings += self._suspected(context, context.effects)
-        return findings or self.ok(f"None of {len(cells)} cells restores the answer by construction.")
+        return findings or self.ok(f"None of {len(cells)} cells cuts every path from {severed} to the read-out.")
 
     def _suspected(self, context: AuditContext, effects: Any) -> list[Finding]:
         rows = without_cuts(effects[effects["status"] == "ok"]).dropna(subset=["patched", "clean", "corrupted"])
@@ -80,7 +80,7 @@ class CutSites(Check):
             )
         ]
 
-    def _empty_sweeps(self, cells: list[Cell], always: set[Cell]) -> list[Finding]:
+    def _empty_sweeps(self, cells: list[Cell], always: set[Cell], follows: str) -> list[Finding]:
         sweeps: dict[str, list[bool]] = defaultdict(list)
         for cell in cells:
             sweeps[cell.sweep].append(cell in always)
@@ -90,8 +90,8 @@ class CutSites(Check):
         return [
             self.finding(
                 "warning",
-                f"Every cell of {count(len(empty), 'sweep')} ({named(empty)}) restores 100 % by construction, so "
-                "nothing can be learned there; patch single positions or heads, or earlier layers.",
+                f"Every cell of {count(len(empty), 'sweep')} ({named(empty)}) {follows} by construction, so nothing "
+                "can be learned there; patch single positions or heads, or earlier layers.",
             )
         ]
 

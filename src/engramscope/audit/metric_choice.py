@@ -19,7 +19,7 @@ class MetricChoice(Check):
     title: ClassVar[str] = "Choice of metrics"
 
     def run(self, context: AuditContext) -> list[Finding]:
-        """A warning if there are only probabilities, a note if there is one metric only."""
+        """A warning if there are only probabilities or only distances, notes on what a metric cannot show."""
         metrics = metrics_of(context.study)
         probabilities = [name for name, metric in metrics.items() if metric.unit == "probability"]
         findings: list[Finding] = []
@@ -36,11 +36,21 @@ class MetricChoice(Check):
                 self.finding(
                     "note",
                     f"One metric only ({next(iter(metrics))}): what is found may depend on it. A second one beside it "
-                    "costs nothing, for example kl or prob.",
+                    "costs nothing, for example prob.",
                 )
             )
+        unsigned = [name for name, metric in metrics.items() if not metric.signed]
+        findings += [self._unsigned(unsigned, len(unsigned) == len(metrics))] if unsigned else []
         findings += [self._floor(context, name) for name in probabilities if self._low(context, name)]
         return findings or self.ok(f"{len(metrics)} metrics side by side: {named(metrics)}.")
+
+    def _unsigned(self, names: list[str], alone: bool) -> Finding:
+        return self.finding(
+            "warning" if alone else "note",
+            f"Distances from the clean run ({named(names)}) grow with any change, in whatever direction. A test by "
+            "sign flips would find something in a model that knows nothing, so effects on them are described, not "
+            f"tested, and no cell is detected by them{'; add logit_diff' if alone else ''}.",
+        )
 
     def _low(self, context: AuditContext, metric: str) -> int:
         if context.baselines is None:

@@ -21,7 +21,7 @@ class WindowInflation(Check):
 
     def run(self, context: AuditContext) -> list[Finding]:
         """A note for each kind of window, a warning without single layers beside it or where it is inflated."""
-        sweeps = context.study.sweep
+        sweeps = context.study.sweep if context.sweeps is None else context.sweeps
         wide = [sweep for sweep in sweeps if sweep.window > 1]
         if not wide:
             return self.ok("Every sweep patches one layer at a time.")

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 #: name of the study file -> folder below the demo's; the first is the answer, the others stand beside it
 STUDIES = {"epilepsy.toml": ".", "clap_tables.toml": "clap_tables"}
 
+#: what a study leaves in its folder, and the folder of the second study
+_OURS = frozenset(
+    {"study.toml", "manifest.json", "pairs.parquet", "effects.parquet", "summary.csv", "report.html", "figures",
+     ".parts", ".lock", "clap_tables"}
+)  # fmt: skip
 
-def run_demo(out: Path, *, progress: Progress | None = None) -> StudyResult:
+
+def run_demo(out: Path, *, progress: Progress | None = None) -> list[StudyResult]:
     """Run the demonstration's studies.
 
     Args:
@@ -24,7 +30,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> StudyResult:
         progress: called with (what, done, total).
 
     Returns:
-        The main study.
+        The studies; the main one first.
 
     Raises:
         ResultsError: the folder holds something that is not an earlier demonstration.
@@ -36,7 +42,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> StudyResult:
     for name, folder in STUDIES.items():
         with as_file(files("engramscope.demo") / name) as study:
             results.append(run_study(study, out / folder, progress=progress))
-    return results[0]
+    return results
 
 
 def _make_room(out: Path) -> None:
@@ -46,7 +52,13 @@ def _make_room(out: Path) -> None:
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    manifest = read_manifest(out)
-    if manifest.get("name") != "epilepsy demonstration":
+    if read_manifest(out).get("name") != "epilepsy demonstration":
         raise ResultsError(f"{out} holds another study; give the demonstration a folder of its own with --out.")
+    # only what a demonstration leaves behind is removed: whatever else lies there is somebody's
+    others = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
+    if others:
+        raise ResultsError(
+            f"{out} holds an earlier demonstration, which would be replaced, and also {', '.join(others[:5])}, which "
+            "is not part of it; move that away, or give another folder with --out."
+        )
     shutil.rmtree(out)

@@ -122,10 +122,10 @@ def _batches(
 
 
 def _touches_head(batch: Sequence[AnyRun], read: Mapping[str, set[Place]], head: str) -> bool:
-    """Whether the logits, or the head's own output, are patched or recorded: then the head must see every position."""
+    """Whether the logits, or anything in the head, is patched or recorded: then the head must see every position."""
     touched = {patch.site for run in batch if isinstance(run, DerivedRun) for patch in run.patches}
     touched |= {site for run in batch for site, _ in read.get(run.id, ())}
-    return bool(touched & {"logits", head})
+    return any(site in ("logits", head) or site.startswith(f"{head}.") for site in touched)
 
 
 def _sliced(items: Sequence[AnyRun], size: int) -> Iterator[list[AnyRun]]:
@@ -180,9 +180,10 @@ def _noise_taps(model: Model, bases: Sequence[BaseRun]) -> list[Tap]:
 
     def add(value: Tensor) -> Tensor:
         result = value.clone()
+        wide = torch.promote_types(value.dtype, torch.float32)  # 16-bit numbers are added in float32, not rounded twice
         for row, noise in noises:
             index = torch.tensor(noise.positions, device=value.device)
-            result[row, index] = (value[row, index].float() + noise.values.to(value.device)).to(value.dtype)
+            result[row, index] = (value[row, index].to(wide) + noise.values.to(value.device, wide)).to(value.dtype)
         return result
 
     return [(model.site("embed", None), add)]

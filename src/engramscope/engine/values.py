@@ -49,13 +49,17 @@ def constant_rows(given: Tensor, access: SiteAccess, heads: Sequence[int] | None
     """What a patch with given values writes: the same layout as `rows_at`.
 
     Args:
-        given: [count or 1, width] or zero-dimensional; for a pattern [count or 1, n_heads, key].
+        given: [count or 1, width] or zero-dimensional; for a pattern [count or 1, n_heads, key]. Where it has fewer
+            keys than the run has (a mean over prompts, and a run continued by an answer) the later ones get 0: no
+            position of the prompt looks at what comes after it.
         access: where it will be written.
         heads: heads to write; None for all.
         count: number of patched positions.
         like: the tapped value [batch, seq, width] or [batch, n_heads, query, key].
     """
     if is_pattern(access):
+        if given.ndim == 3:
+            given = torch.nn.functional.pad(given, (0, like.shape[3] - given.shape[2]))
         full = given.expand(count, like.shape[1], like.shape[3])
         return full if heads is None else full[:, list(heads)]
     full = given.expand(count, like.shape[2])

@@ -3,7 +3,9 @@
 A patch can cut every path from what was changed to the read-out. Then the patched run *is* the source run as far as
 the read-out can see: the recovery is 100 % whatever the weights are, and says nothing about the model (the logits at
 the read-out position, the last block's residual there, the residual of any layer at all positions, the embedding of
-the only changed tokens). Such a cell is a *cut*. Conversely a patch whose value cannot differ between the two runs, or
+the only changed tokens). Such a cell is a *cut*. In an ablation, where there is no source run, every token of the
+prompt counts as changed: a cut leaves nothing of the prompt in what is read (zero in the last block's residual at the
+end), and so shows the same in any model. Conversely a patch whose value cannot differ between the two runs, or
 from which no path leads to the read-out, has the effect 0 whatever the weights are. Such a cell is *inert*.
 
 Both follow from propagating "may differ" through the model, one truth value per position:
@@ -120,8 +122,8 @@ class CutFinder:
 
     Args:
         anatomy: the model's parts.
-        level: of the corruption. Ablations ("activation") have no corrupted run, so no cell of theirs is a cut; a cell
-            of theirs is inert only if no path leads from it to the read-out.
+        level: of the corruption. In ablations ("activation") a cell is a cut if nothing of the run's own prompt reaches
+            the read-out any more, and inert only if no path leads from it to the read-out.
     """
 
     def __init__(self, anatomy: Anatomy, level: Level = "tokens") -> None:
@@ -150,11 +152,14 @@ class CutFinder:
 
         Returns:
             True if nothing that differs reaches any read-out. Also where the two runs cannot differ there at all.
+            For ablations: True if what is read no longer depends on the prompt (`changed` is not looked at).
         """
-        if self._level == "activation":
-            return False
         target = self._target(cell)
-        geometry = _geometry(cell.direction, pair, changed, readout)
+        if self._level == "activation":
+            readouts = (readout,) if isinstance(readout, int) else tuple(readout)
+            geometry = _Geometry(tuple(range(len(pair.clean))), (), (), readouts)
+        else:
+            geometry = _geometry(cell.direction, pair, changed, readout)
         key = (target, tuple(positions), geometry) if target.closes else (_OPEN, (), geometry)
         if key not in self._cuts:
             self._cuts[key] = not self._differs_from_source(*key)
@@ -181,30 +186,25 @@ class CutFinder:
             self._inert[key] = not self._differs_from_target(*key)
         return self._inert[key]
 
-    def cut_share(
-        self,
-        cell: Cell,
-        pairs: Iterable[TokenizedPair],
-        noised: Callable[[TokenizedPair], Sequence[int]] | None = None,
-    ) -> float:
-        """Share of the pairs (in [0, 1]) for which the cell is a cut; read-out at the last position.
+    def cut_in(
+        self, cell: Cell, pair: TokenizedPair, noised: Sequence[int] = (), answer_tokens: int = 1
+    ) -> bool | None:
+        """Whether the cell is a cut in this pair; None where it patches nothing.
 
         Args:
             cell: the cell.
-            pairs: the pairs; those in whose prompt the cell patches nothing do not count.
-            noised: for Gaussian noise, the noised positions of a pair's corrupted prompt.
-
-        Returns:
-            0 where the cell patches nothing in any pair.
+            pair: the pair.
+            noised: for Gaussian noise, the noised positions of the pair's corrupted prompt.
+            answer_tokens: how many tokens of the answer are read, the first after the prompt's last position.
         """
-        answers: list[bool] = []
-        for pair in pairs:
-            positions = patched_positions(cell, pair)
-            if positions:
-                changed = changed_positions(pair, cell.direction, noised(pair) if noised else ())
-                prompt = pair.corrupted if cell.direction == "denoise" else pair.clean
-                answers.append(self.is_cut(cell, pair, changed, positions, len(prompt) - 1))
-        return sum(answers) / len(answers) if answers else 0.0
+        ablated = self._level == "activation"
+        positions = cell_positions(cell, pair) if ablated else patched_positions(cell, pair)
+        if not positions:
+            return None
+        changed = () if ablated else changed_positions(pair, cell.direction, noised)
+        prompt = pair.corrupted if cell.direction == "denoise" and not ablated else pair.clean
+        end = len(prompt) - 1
+        return self.is_cut(cell, pair, changed, positions, tuple(range(end, end + answer_tokens)))
 
     def _target(self, cell: Cell) -> _Target:
         key = (cell.site, cell.layers, cell.heads)

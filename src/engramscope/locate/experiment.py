@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from engramscope.corruptions._base import Corruption
 from engramscope.errors import PairsError
 from engramscope.locate.cells import Cell
-from engramscope.locate.cuts import CutFinder, changed_positions, patched_positions
+from engramscope.locate.cuts import CutFinder
 from engramscope.locate.means import reference_means
 from engramscope.locate.prepare import Prepared, model_facts, prepare
 from engramscope.locate.rows import rows_of
@@ -25,6 +25,8 @@ from engramscope.pairs.pair import PairSet
 #: cells that share one pass over the base runs, and pairs of a chunk: also the grain of resuming
 CELLS_PER_CHUNK = 64
 PAIRS_PER_CHUNK = 64
+#: (cell, pair) that are looked at in search of some that can be recomputed, at least
+MOST_DRAWS = 2000
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -46,22 +48,27 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Parity:
-    """Cells of a study, drawn at random and recomputed one run at a time with the reference executor.
+    """Cells of a study, drawn at random and recomputed one cell in one pair at a time.
+
+    The same executor does both, so this shows that batching, chunks and what was stored earlier change no number; that
+    the executor itself is right is shown by tests against plain hooks.
 
     Attributes:
-        checked: how many (cell, pair, draw) were recomputed.
+        checked: how many (cell, pair) were recomputed and compared.
+        values: how many numbers that were: draws times metrics.
         max_abs_diff: largest difference in any metric.
         tolerance: what is allowed.
     """
 
     checked: int
+    values: int
     max_abs_diff: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree."""
-        return self.max_abs_diff <= self.tolerance
+        """Whether something was compared, and the two agree."""
+        return self.checked > 0 and self.max_abs_diff <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,13 @@ class Experiment:
     scorer: Scorer
     seed: int
     _cuts: CutFinder = field(init=False, repr=False, compare=False)
+    _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
     # means of the cells asked for last: the chunks of one block of cells follow each other
     _means: dict[tuple[Cell, ...], Means] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy))
+        object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy, self.corruption.level))
+        object.__setattr__(self, "_index", {pair.id: pair.index for pair in self.prepared})
 
     @property
     def noise_level(self) -> float | None:
@@ -109,17 +118,21 @@ class Experiment:
             self._means[cells] = reference_means(self.model, cells, self.prepared)
         return self._means[cells]
 
+    def base_value(self, pair: str, seed: int, metric: str, run: Literal["clean", "corrupted"]) -> float | None:
+        """A metric of an unpatched run of the pair with this id; None where there is no such pair, draw or run."""
+        index = self._index.get(pair)
+        if index is None:
+            return None
+        base = self.base[index]
+        return (base.clean if run == "clean" else base.corrupted.get(seed, {})).get(metric)
+
     def is_cut(self, pair: Prepared, cell: Cell, metric: str) -> bool:
-        """Whether the cell severs every path from what was changed to what the metric reads, in this pair."""
-        if pair.ablations:
-            return False
-        changed = changed_positions(pair.tokens, cell.direction, pair.noised)
-        target = pair.tokens.corrupted if cell.direction == "denoise" else pair.tokens.clean
+        """Whether the cell severs every path to what the metric reads, in this pair: from what was changed, or for an
+        ablation from the whole prompt."""
         longest = 1
         if self.scorer.metrics[metric].scores == "whole_answer":
             longest = max(len(answer) for answer in pair.tokens.correct)
-        readout = tuple(range(len(target) - 1, len(target) - 1 + longest))
-        return self._cuts.is_cut(cell, pair.tokens, changed, patched_positions(cell, pair.tokens), readout)
+        return bool(self._cuts.cut_in(cell, pair.tokens, pair.noised, longest))
 
     def run(self, chunk: Chunk, study: str = "") -> dict[str, list[Any]]:
         """Patch and score one chunk; columns of the effects table."""
@@ -179,11 +192,13 @@ def set_up(
 
     A pair is excluded from recovery when its gap in the first metric, counted so that clean should be better than
     corrupted, is not larger than `min_gap` (averaged over draws); it is not run at all when an unpatched value is not
-    finite or an ablation has nothing to put in place.
+    finite or an ablation has nothing to put in place. A model that was put back into training is put into evaluation
+    mode: dropout would be taken for an effect.
 
     Raises:
         PairsError: faults of pairs, or no pair is left.
     """
+    model.hf.eval()
     prepared, how = prepare(model, pairs, corruption, seed)
     scorer = Scorer(tuple(metrics))
     base: dict[int, Baseline] = {}
@@ -225,20 +240,22 @@ def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> di
 
     `count` (cell, pair) are drawn at random. The base value was computed in another batch than the patched one, so what
     batching does to the last digits is part of the floor.
+
+    Returns:
+        Metric -> floor; no entry for a metric where no run could be patched: that floor is unknown, not 0.
     """
-    floor = dict.fromkeys(experiment.scorer.names, 0.0)
+    floor: dict[str, float] = {}
     for cell, pair in _sample(experiment, cells, count, "floor"):
-        if pair.ablations:
-            continue
         for outcome in run_cells(
             experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, self_patch=True
         ):
             if outcome.status != "ok":
                 continue
             base = experiment.base[pair.index]
-            unpatched = base.corrupted[outcome.seed] if cell.direction == "denoise" else base.clean
+            swapped = cell.direction == "denoise" and not pair.ablations
+            unpatched = base.corrupted[outcome.seed] if swapped else base.clean
             for name, value in outcome.scores.items():
-                floor[name] = max(floor[name], abs(value - unpatched[name]))
+                floor[name] = max(floor.get(name, 0.0), abs(value - unpatched[name]))
     return floor
 
 
@@ -249,31 +266,42 @@ def check_parity(
     found: Callable[[str, Cell, int, str], float | None],
     tolerance: float,
 ) -> Parity:
-    """Recompute random cells alone, one run per forward, and compare with what the study found.
+    """Recompute random cells, each alone in one pair, and compare with what the study found.
+
+    Cells that are skipped in a pair, or failed, have no number to compare; others are drawn in their place.
 
     Args:
         experiment: the experiment.
         cells: all cells of the study.
-        count: how many (cell, pair) to draw.
+        count: how many (cell, pair) to compare.
         found: (pair id, cell, seed, metric) -> the `patched` value in the study's table.
         tolerance: largest difference allowed.
     """
-    worst, checked = 0.0, 0
-    for cell, pair in _sample(experiment, cells, count, "parity"):
+    worst, values, compared = 0.0, 0, set[tuple[Cell, int]]()
+    for cell, pair in _sample(experiment, cells, max(MOST_DRAWS, 10 * count), "parity"):
+        if len(compared) >= count:
+            break
+        known = any(
+            found(pair.id, cell, seed, name) is not None for seed in pair.seeds for name in experiment.scorer.names
+        )
+        if not known or (cell, pair.index) in compared:
+            continue
         means = experiment.means((cell,))
         for outcome in run_cells(experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, means):
             for name, value in outcome.scores.items():
                 other = found(pair.id, cell, outcome.seed, name)
                 if other is not None:
-                    worst, checked = max(worst, abs(other - value)), checked + 1
-    return Parity(checked, worst, tolerance)
+                    difference = abs(other - value)
+                    worst, values = max(worst, difference if np.isfinite(difference) else np.inf), values + 1
+                    compared.add((cell, pair.index))
+    return Parity(len(compared), values, worst, tolerance)
 
 
 def _sample(experiment: Experiment, cells: Sequence[Cell], count: int, what: str) -> list[tuple[Cell, Prepared]]:
     rng = np.random.default_rng([experiment.seed, *what.encode()])
     return [
         (cells[int(rng.integers(len(cells)))], experiment.prepared[int(rng.choice(experiment.used))])
-        for _ in range(count if cells else 0)
+        for _ in range(count if cells and experiment.used else 0)
     ]
 
 

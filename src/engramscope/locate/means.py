@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from engramscope.corruptions._base import Mean
@@ -20,7 +21,8 @@ def reference_means(
 ) -> dict[tuple[Place, int], Tensor]:
     """Mean values over the reference set of every pair, at every place that the cells patch.
 
-    Sums are kept in float64. Nothing is computed where no pair asks for a mean ablation.
+    Sums are kept in float64, the means in float32 or the model's own wider type. Nothing is computed where no pair asks
+    for a mean ablation.
 
     Args:
         model: the model.
@@ -47,6 +49,7 @@ def reference_means(
 def _means_of(model: Model, mean: Mean, places: Sequence[Place], everyone: Sequence[Prepared]) -> dict[Place, Tensor]:
     totals: dict[Place, Tensor] = {}
     counts: dict[Place, int] = defaultdict(int)
+    wide = torch.promote_types(model.dtype, torch.float32)
     bases = {run.id: run for run in (clean_run(everyone[member]) for member in mean.members)}
     for _, place, value in reference.record(model, list(bases.values()), places):
         pattern = value.ndim == 3
@@ -56,4 +59,4 @@ def _means_of(model: Model, mean: Mean, places: Sequence[Place], everyone: Seque
         part = rows.double() if mean.per_position else rows.double().sum(0, keepdim=True)
         totals[place] = totals[place] + part if place in totals else part
         counts[place] += 1 if mean.per_position else rows.shape[0]
-    return {place: (total / counts[place]).float() for place, total in totals.items()}
+    return {place: (total / counts[place]).to(wide) for place, total in totals.items()}

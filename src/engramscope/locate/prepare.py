@@ -40,6 +40,11 @@ class Prepared:
         return self.tokens.pair.id
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Numbers of the draws; ablations count theirs the same way."""
+        return tuple(draw.seed for draw in self.draws) or tuple(range(len(self.ablations)))
+
+    @property
     def noised(self) -> tuple[int, ...]:
         """Positions of the corrupted prompt to whose embeddings noise is added."""
         return tuple(sorted({position for draw in self.draws if draw.noise for position in draw.noise.positions}))

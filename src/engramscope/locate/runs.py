@@ -95,13 +95,20 @@ def ablation_run(
     means: Means,
     continuation: tuple[int, ...],
     run_id: str,
+    self_patch: bool = False,
 ) -> CellRun | Skipped:
-    """The run in which a cell's values in the clean run are replaced by zero, a mean, or a donor's values."""
+    """The run in which a cell's values in the clean run are replaced by zero, a mean, or a donor's values.
+
+    With `self_patch` they are replaced by themselves instead (the noise floor).
+    """
     wanted = cell_positions(cell, pair.tokens)
     if not wanted:
         return Skipped(f"the prompt has no position {cell.position_role!r}")
     ablation = pair.ablations[number]
     base = clean_run(pair, continuation)
+    if self_patch:
+        itself: list[Source] = [FromRun(base.id, wanted) for _ in places_of(cell)]
+        return CellRun(_derived(cell, base, wanted, itself, run_id), (base,), number)
     if isinstance(ablation, Donor):
         donor = clean_run(pairs[ablation.pair], continuation)
         sources: list[Source] = [FromRun(donor.id, wanted) for _ in places_of(cell)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from engramscope.corruptions._base import Draw
 from engramscope.engine import reference
 from engramscope.engine.plan import BaseRun, DerivedRun, Plan, Readout
 from engramscope.locate.cells import Cell
@@ -128,29 +128,24 @@ def run_cells(
         for cell in cells:
             if cell.position is not None and cell.position >= len(pair.tokens.clean):
                 continue  # a shorter prompt has no such cell: no row, rather than a skipped one
-            for number, draw in enumerate(_draws(pair)):
-                key = (pair.index, cell, draw.seed)
+            for number, seed in enumerate(pair.seeds):
+                key = (pair.index, cell, seed)
                 keys.append(key)
                 for continuation in scorer.continuations(pair):
                     run_id = f"{len(jobs)}"
                     made = (
-                        ablation_run(cell, pair, number, everyone, means or {}, continuation, run_id)
+                        ablation_run(cell, pair, number, everyone, means or {}, continuation, run_id, self_patch)
                         if pair.ablations
-                        else swap_run(cell, pair, draw, continuation, run_id, self_patch)
+                        else swap_run(cell, pair, pair.draws[number], continuation, run_id, self_patch)
                     )
                     if isinstance(made, Skipped):
                         skipped[key] = made.reason
                         continue
                     bases.update({base.id: base for base in made.bases})
                     derived.append(made.run)
-                    jobs[made.run.id] = Job(pair, cell, draw.seed, continuation)
+                    jobs[made.run.id] = Job(pair, cell, seed, continuation)
     scores = _execute(model, list(bases.values()), derived, jobs, scorer)
     return [_outcome(key, scores, skipped) for key in keys]
-
-
-def _draws(pair: Prepared) -> tuple[Draw, ...]:
-    """The draws of a pair; ablations count theirs the same way."""
-    return pair.draws or tuple(Draw(number) for number in range(len(pair.ablations)))
 
 
 def _outcome(
@@ -161,8 +156,8 @@ def _outcome(
     pair, cell, seed = key
     if key in skipped:
         return Outcome(pair, cell, seed, {}, f"skipped: {skipped[key]}")
-    bad = [name for name, value in scores[key].items() if value != value]
-    status = f"failed: {', '.join(bad)} is not a number" if bad else "ok"
+    bad = [name for name, value in scores[key].items() if not math.isfinite(value)]
+    status = f"failed: {', '.join(bad)} is not a finite number" if bad else "ok"
     return Outcome(pair, cell, seed, scores[key], status)
 
 

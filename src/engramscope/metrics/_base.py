@@ -39,6 +39,8 @@ class Metric(ABC):
         needs_clean: `Target.clean_logits` must be given.
         single_token: every answer must be a single token (a multi-token answer is an input error, not a silent cut);
             where False the first token of each answer is scored.
+        signed: a change without meaning is as likely to raise the value as to lower it. False for a distance from the
+            clean run, which any change moves the same way: its effects are described, but not tested by sign flips.
     """
 
     unit: ClassVar[str]
@@ -48,6 +50,7 @@ class Metric(ABC):
     needs_incorrect: ClassVar[bool] = False
     needs_clean: ClassVar[bool] = False
     single_token: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, logits: Float[Tensor, "rows positions vocab"], targets: list[Target]) -> Float[Tensor, " rows"]:

@@ -20,6 +20,10 @@ class KL(Metric):
     so the effect of a helpful patch is negative in `effect = metric(patched) - metric(baseline)`, and recovery is still
     1 for a run that is as good as the clean one. It looks at no answer; it sees every change of the distribution.
 
+    Not signed: it is a distance from the clean run, so when noising its effect cannot be negative, and when denoising
+    its sign is not a coin's toss either. A test by sign flips would find something in models that know nothing, so
+    effects on it are described and not tested.
+
     Tokens that the clean run gives no probability contribute 0; a token that the clean run allows and this run does not
     (logit -inf) gives inf. Computed one row at a time in float64 where the device has it, because the divergence of
     nearby distributions is of second order in their difference and drowns in float32 rounding; a result that rounds
@@ -33,6 +37,7 @@ class KL(Metric):
     higher_is_better: ClassVar[bool] = False
     needs_clean: ClassVar[bool] = True
     single_token: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
 
     def score(self, logits: Float[Tensor, "rows positions vocab"], targets: list[Target]) -> Float[Tensor, " rows"]:
         """Score every row.

@@ -177,9 +177,12 @@ class Model:
         return tuple(sizes.get(word) or word for word in SITE_SHAPES[site])
 
     def weight_hash(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of all weights and buffers that are saved; computed once."""
+        """SHA-256 over names, types, shapes and bytes of all weights and buffers that are saved.
+
+        Computed once for a model that was loaded; every time for one in memory, which may be trained on.
+        """
         known = self._hash
-        if known is None:
+        if known is None or self.source == "memory":
             known = hash_of(self.hf.state_dict())
             object.__setattr__(self, "_hash", known)
         return known

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engramscope.errors import PairsError
+from engramscope.pairs.matching import CharSpan, matching_span
 
-CharSpan = tuple[int, int]
+__all__ = ["CharSpan", "Pair", "PairSet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,22 @@ class Pair:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def swapped(self) -> Pair:
-        """The pair with the roles of the two prompts exchanged (`corrupted` must be given)."""
+        """The pair with the roles of the two prompts exchanged (`corrupted` must be given).
+
+        Raises:
+            PairsError: there is no corrupted prompt, or a span that lies elsewhere in it and is not given for it.
+        """
         if self.corrupted is None:
             raise PairsError(f"Pair {self.id!r} has no corrupted prompt, so it cannot be swapped.")
+        spans: dict[str, CharSpan] = {}
+        for name, span in self.spans.items():
+            found = self.corrupted_spans.get(name) or matching_span(self.clean, self.corrupted, span)
+            if found is None:
+                raise PairsError(
+                    f"Pair {self.id!r} cannot be swapped: where its span {name!r} lies in the corrupted prompt cannot "
+                    "be told from the texts; give it in corrupted_spans."
+                )
+            spans[name] = found
         return replace(
             self,
             id=f"{self.id}-swapped",
@@ -47,7 +61,7 @@ class Pair:
             corrupted=self.clean,
             correct=self.incorrect,
             incorrect=self.correct,
-            spans={**self.spans, **self.corrupted_spans},
+            spans={**spans, **self.corrupted_spans},
             corrupted_spans=dict(self.spans),
         )
 

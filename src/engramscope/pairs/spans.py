@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engramscope.pairs.encode import Encoded, Encoder, strip_span, token_positions
-from engramscope.pairs.pair import CharSpan, Pair
+from engramscope.pairs.matching import CharSpan, matching_span
+from engramscope.pairs.pair import Pair
 from engramscope.pairs.roles import is_taken, known_roles
 
 Faults = list[str]
@@ -34,15 +35,14 @@ def locate(encoded: Encoded, spans: Mapping[str, CharSpan], which: str) -> tuple
 def corrupted_spans(pair: Pair) -> tuple[dict[str, CharSpan], tuple[str, ...]]:
     """Character spans in the corrupted prompt, and the names of those that cannot be told from the texts.
 
-    A span that `corrupted_spans` does not give is where the text is the same up to the span's end; else, where all
-    that differs lies inside it; else, where the text is the same from the span's start to the end of the prompt.
+    A span that `corrupted_spans` does not give is found by `matching_span`.
     """
     text = pair.corrupted or ""
     found = {name: span for name, span in pair.corrupted_spans.items()}
     unknown: list[str] = []
     for name, span in pair.spans.items():
         if name not in found:
-            guess = _matching(pair.clean, text, span)
+            guess = matching_span(pair.clean, text, span)
             if guess is None:
                 unknown.append(name)
             else:
@@ -70,17 +70,4 @@ def _problem(encoded: Encoded, name: str, span: CharSpan) -> str | None:
         return f"needs another name: {', '.join(known_roles())}, all and each mean something else as a position"
     if not 0 <= start < end <= len(encoded.text):
         return f"lies outside the prompt, which has {len(encoded.text)} characters, or is empty"
-    return None
-
-
-def _matching(clean: str, corrupted: str, span: CharSpan) -> CharSpan | None:
-    start, end = span
-    if clean[:end] == corrupted[:end]:
-        return span
-    before, after = clean[:start], clean[end:]
-    if corrupted.startswith(before) and corrupted.endswith(after) and len(corrupted) > len(before) + len(after):
-        return start, len(corrupted) - len(after)
-    if corrupted.endswith(clean[start:]):
-        shift = len(corrupted) - len(clean)
-        return start + shift, end + shift
     return None

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from engramscope.report.words import missing, quantity
+from engramscope.results.effect_scale import is_loss
 from engramscope.results.read import read_manifest, read_pairs, read_study_text, read_summary
 
 
@@ -56,7 +57,7 @@ class Study:
 
     @property
     def used(self) -> pd.DataFrame:
-        """The pairs that entered the statistics."""
+        """The pairs that enter recovery; those with a tiny or wrong-signed gap are in the tests only."""
         if "status" not in self.pairs.columns:
             return self.pairs
         return self.pairs.loc[(self.pairs["status"] == "used").to_numpy()]
@@ -75,14 +76,14 @@ def load(folder: Path) -> Study:
 
 def with_shown(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary with what is shown: `shown = estimate`, and for noising `1 - recovery`, with interval and name."""
-    lost = ((summary["direction"] == "noise") & (summary["estimate_kind"] == "recovery")).to_numpy(dtype=bool)
     estimate, low, high = (summary[name].to_numpy(dtype=float) for name in ("estimate", "low", "high"))
-    kinds = zip(summary["estimate_kind"], summary["direction"], strict=True)
+    kinds = [(str(kind), str(way)) for kind, way in zip(summary["estimate_kind"], summary["direction"], strict=True)]
+    lost = np.array([is_loss(*kind) for kind in kinds], dtype=bool)
     return summary.assign(
         shown=np.where(lost, 1.0 - estimate, estimate),
         shown_low=np.where(lost, 1.0 - high, low),
         shown_high=np.where(lost, 1.0 - low, high),
-        quantity=[quantity(str(kind), str(direction)) for kind, direction in kinds],
+        quantity=[quantity(*kind) for kind in kinds],
         cut=summary["cut"].fillna(False).astype(bool),
         detected=summary["detected"].fillna(False).astype(bool),
     )

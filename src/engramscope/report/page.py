@@ -17,7 +17,7 @@ from engramscope.report.figures import write_figures
 from engramscope.report.load import Study, load, records, section
 from engramscope.report.panels import Panel, panels
 from engramscope.report.plots import figure_data
-from engramscope.report.sentences import answer, model_name, question
+from engramscope.report.sentences import answer, model_name, pooled_words, question
 from engramscope.report.words import counted, metric_words, percent, whole
 from engramscope.results.atomic import write_text
 
@@ -102,7 +102,7 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
 def _facts(study: Study) -> list[tuple[str, str]]:
     place = ["sweep", "direction", "site", "layer", "head", "position", "position_role"]
     cells = study.summary.drop_duplicates(place)
-    facts = [("Model", model_name(study)), ("Pairs used", f"{len(study.used)} of {len(study.pairs)}")]
+    facts = [("Model", model_name(study)), ("Pairs", f"{len(study.pairs)}{pooled_words(study)}")]
     facts.append(("Cells", whole(len(cells))))
     started = str(study.manifest.get("started") or "")[:10]
     return [*facts, *([("Run on", started)] if started else [])]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from engramscope.report.load import Study, strings
 from engramscope.report.words import SITE_WORDS, cell_name, missing, module_path, role_words, shortened, token_text
+from engramscope.results.schema import ROLE_MEAN
 
 #: a heatmap with more cells than this is shown in blocks of neighbouring columns and rows
 MAX_CELLS = 8_000
@@ -49,8 +50,8 @@ class Values:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many cells are detected, of how many that could be."""
-        tested = ~self.cut & np.isfinite(self.shown)
+        """How many cells are detected, of how many that were tested."""
+        tested = ~self.cut & np.isfinite(self.p)
         return int((self.detected & tested).sum()), int(tested.sum())
 
 
@@ -201,7 +202,9 @@ def _rows_of(rows: pd.DataFrame, study: Study) -> tuple[dict[Any, int], list[Any
     keys = ["" if missing(value) else str(value) for value in rows["position_role"]]
     order_of_roles = list(dict.fromkeys(keys))
     labels = [role_words(key) or "(no role)" for key in order_of_roles]
-    return {key: i for i, key in enumerate(order_of_roles)}, keys, labels, "Role", ""
+    averaged = any(ROLE_MEAN in str(note) for note in rows["note"])
+    note = f"A role of several tokens is the mean over the {ROLE_MEAN}." if averaged else ""
+    return {key: i for i, key in enumerate(order_of_roles)}, keys, labels, "Role", note
 
 
 def _token_labels(positions: list[int], study: Study) -> tuple[list[str], str]:

@@ -25,6 +25,7 @@ from engramscope.report.words import (
     percent,
     whole,
 )
+from engramscope.results.effect_scale import no_effect
 
 #: sites through which much or all of the computation runs: their recovery is high wherever information passes
 _STREAM = frozenset({"resid_pre", "resid_mid", "resid_post", "embed", "final_norm", "logits"})
@@ -65,13 +66,20 @@ def question(study: Study) -> str:
     model = model_name(study)
     source = section(resolved, "pairs")
     origin = source.get("task") or source.get("file")
-    used = len(study.used)
     corruption = section(study.manifest, "corruption").get("method") or section(resolved, "corruption").get("method")
     how = _CORRUPTIONS.get(str(corruption), str(corruption)) if corruption else "as given"
-    pairs = counted(used, "pair") + (f" of {origin}" if origin else "")
+    pairs = counted(len(study.pairs), "pair") + (f" of {origin}" if origin else "") + pooled_words(study)
     sweeps = joined([_sweep_words(study.summary, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
     patched = sweeps or "nothing"
     return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {patched}."
+
+
+def pooled_words(study: Study) -> str:
+    """How many of the pairs enter recovery, ", 5 of them in the recovery"; empty where all do."""
+    if len(study.used) == len(study.pairs):
+        return ""
+    shares = "recovery" in set(study.summary["estimate_kind"])
+    return f", {whole(len(study.used))} of them {'in the recovery' if shares else 'used'}"
 
 
 def model_name(study: Study) -> str:
@@ -132,9 +140,8 @@ def _headline(study: Study) -> Mapping[str, Any] | None:
 
     def rank(peak: Mapping[str, Any]) -> tuple[bool, bool, float]:
         # by the selection half: choosing among sweeps by the confirmation half would flatter its numbers again
-        lost = peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery"
         chosen_by = next((peak[key] for key in ("selection_estimate", "estimate") if not missing(peak.get(key))), 0.0)
-        size = abs(float(chosen_by) - (1.0 if lost else 0.0))
+        size = abs(float(chosen_by) - _nothing(peak))
         if not missing(peak.get("selection_effect")):
             size = abs(float(peak["selection_effect"]))
         return (peak.get("direction") == "noise", str(_cell_of(peak).get("site")) in _STREAM, -size)
@@ -155,14 +162,25 @@ def _is_cut(study: Study, peak: Mapping[str, Any]) -> bool:
     return bool(mask.any())
 
 
+def _nothing(peak: Mapping[str, Any]) -> float:
+    return no_effect(str(peak.get("estimate_kind")), str(peak.get("direction")))
+
+
 def confirmed(peak: Mapping[str, Any], confidence: float) -> bool:
-    """Whether the other half of the pairs confirms a peak: interval without the value of no effect, p small enough."""
+    """Whether the other half of the pairs confirms a peak: interval without the value of no effect, p small enough.
+
+    Never on fewer than two groups: neither in the test nor in the recovery.
+    """
     low, high, p = peak.get("low"), peak.get("high"), peak.get("p_adjusted", peak.get("p"))
-    if missing(low) or missing(high):
+    if missing(low) or missing(high) or _few_pooled(peak):
         return False
-    nothing = 1.0 if peak.get("direction") == "noise" and peak.get("estimate_kind") == "recovery" else 0.0
-    outside = not float(low) <= nothing <= float(high)  # type: ignore[arg-type]
+    outside = not float(low) <= _nothing(peak) <= float(high)  # type: ignore[arg-type]
     return outside and not missing(p) and float(p) <= 1.0 - confidence + 1e-12  # type: ignore[arg-type]
+
+
+def _few_pooled(peak: Mapping[str, Any]) -> bool:
+    clusters = peak.get("n_clusters_pooled")
+    return not missing(clusters) and int(clusters) < 2  # type: ignore[arg-type]
 
 
 def _peak_sentence(study: Study) -> str:
@@ -174,12 +192,10 @@ def _peak_sentence(study: Study) -> str:
     size = amount(peak["estimate"], kind, metric, direction)
     level = percent(study.confidence)
     sure = f"{level} interval {interval(peak.get('low'), peak.get('high'), kind, direction)}, {_p(peak)}"
-    n = "" if missing(peak.get("n")) else counted(int(peak["n"]), "pair")
-    clusters = "" if missing(peak.get("n_clusters")) else f" in {counted(int(peak['n_clusters']), 'group')}"
-    numbers = f"{sure}{f'; {n}{clusters}' if n else ''}"
+    numbers = "; ".join(filter(None, (sure, _pairs_behind(peak))))
     chosen = not (missing(peak.get("selection_effect")) and missing(peak.get("selection_estimate")))
     halves = " on pairs that were not used to choose it" if chosen else ""
-    where = cell_words(cell)
+    where = cell_words(cell) + (f" ({peak['note']})" if peak.get("note") else "")
     of = f"{size} of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else size
     verb = _verb(kind, direction, metric)
     if not confirmed(peak, study.confidence):
@@ -188,8 +204,25 @@ def _peak_sentence(study: Study) -> str:
     return f"Patching {where} {verb} {of}{halves} ({numbers})."
 
 
+def _pairs_behind(peak: Mapping[str, Any]) -> str:
+    """`12 pairs in 6 groups`; where the recovery has fewer than the test, both."""
+
+    def words(pairs: object, clusters: object) -> str:
+        groups = "" if missing(clusters) else f" in {counted(int(clusters), 'group')}"  # type: ignore[call-overload]
+        return "" if missing(pairs) else counted(int(pairs), "pair") + groups  # type: ignore[call-overload]
+
+    tested = words(peak.get("n"), peak.get("n_clusters"))
+    pooled = words(peak.get("n_pooled"), peak.get("n_clusters_pooled"))
+    return f"recovery of {pooled}, p of {tested}" if pooled and pooled != tested else tested
+
+
 def _why_not(peak: Mapping[str, Any], confidence: float) -> str:
     """Why a peak is not confirmed: too few groups for a small p, or no effect that can be told from none."""
+    if missing(peak.get("p")) and peak.get("status"):
+        return f"; {peak['status']}"
+    if _few_pooled(peak):
+        few = counted(int(peak["n_clusters_pooled"]), "group")
+        return f"; only {few} of the confirmation half has a gap, so nothing can be confirmed"
     clusters = peak.get("n_clusters")
     # a two-sided sign flip of k groups has 2^k outcomes, of which at least 2 are as extreme as the one observed
     smallest = 1.0 if missing(clusters) else min(1.0, 2.0 ** (1 - int(clusters)))  # type: ignore[arg-type]
@@ -215,7 +248,8 @@ def _p(peak: Mapping[str, Any]) -> str:
 def _tested(study: Study) -> pd.DataFrame:
     rows = study.summary
     metric = study.metrics[0] if study.metrics else ""
-    return rows.loc[((rows["metric"] == metric) & ~rows["cut"]).to_numpy()]
+    # a cell without p was not tested: a cut, one that no pair has, or one of a metric that is a distance
+    return rows.loc[((rows["metric"] == metric) & rows["p_adjusted"].notna()).to_numpy()]
 
 
 def _count_sentence(study: Study) -> str:

@@ -16,6 +16,7 @@ from engramscope.report.words import (
     amount,
     bare_p,
     cell_name,
+    counted,
     interval,
     metric_words,
     missing,
@@ -25,6 +26,7 @@ from engramscope.report.words import (
     token_text,
     whole,
 )
+from engramscope.results.effect_scale import is_loss
 
 TOP = 15
 #: pairs that stand in the page; the rest is in pairs.parquet
@@ -78,13 +80,22 @@ def top_components(study: Study) -> list[dict[str, Any]]:
                 "interval": interval(cell["low"], cell["high"], kind, direction),
                 "p": bare_p(cell["p"]),
                 "p_adjusted": bare_p(cell["p_adjusted"]),
-                "n": "–" if missing(cell["n"]) else int(cell["n"]),
+                "n": _pairs_behind(cell),
                 "detected": bool(cell["detected"]),
                 "second": second[rank - 1],
                 "note": str(cell["note"] or ""),
             }
         )
     return out
+
+
+def _pairs_behind(cell: Mapping[str, Any]) -> str:
+    """The pairs behind an estimate, "8 of 12" where a recovery was computed from fewer than were tested."""
+    n, pooled = cell["n"], cell["n_pooled"]
+    if missing(n):
+        return "–"
+    fewer = cell["estimate_kind"] == "recovery" and not missing(pooled) and int(pooled) < int(n)
+    return f"{int(pooled)} of {int(n)}" if fewer else str(int(n))
 
 
 def _second_metric(study: Study, chosen: pd.DataFrame) -> list[str]:
@@ -155,7 +166,7 @@ def contrast_cells(study: Study) -> tuple[list[dict[str, Any]], int]:
     """
     metric = study.metrics[0] if study.metrics else ""
     rows = [row for row in records(section(study.findings, "contrast"), "cells") if row.get("metric", metric) == metric]
-    level = 1.0 - study.confidence
+    level = study.family_error
     found = [row for row in rows if not missing(row.get("p_adjusted")) and float(row["p_adjusted"]) <= level]
     found.sort(key=lambda row: -abs(float(row.get("difference") or 0.0)))
     kinds = study.summary.drop_duplicates(["sweep", "direction", "metric"])
@@ -169,7 +180,7 @@ def contrast_cells(study: Study) -> tuple[list[dict[str, Any]], int]:
 
 def _contrast_cell(row: Mapping[str, Any], shares: set[tuple[str, str]]) -> dict[str, Any]:
     share = (row.get("sweep"), row.get("direction")) in shares
-    sign = -1.0 if share and row.get("direction") == "noise" else 1.0
+    sign = -1.0 if is_loss("recovery" if share else "effect", str(row.get("direction"))) else 1.0
 
     def text(value: object) -> str:
         turned = None if missing(value) else sign * float(value)  # type: ignore[arg-type]
@@ -197,7 +208,7 @@ def both_directions(study: Study) -> list[dict[str, Any]]:
     rows = study.summary
     if not study.metrics:
         return []
-    rows = rows.loc[((rows["metric"] == study.metrics[0]) & ~rows["cut"]).to_numpy()]
+    rows = rows.loc[((rows["metric"] == study.metrics[0]) & rows["p_adjusted"].notna()).to_numpy()]
     out = []
     for sweep in dict.fromkeys(rows["sweep"]):
         mine = rows.loc[(rows["sweep"] == sweep).to_numpy()]
@@ -297,7 +308,7 @@ def exclusions(study: Study) -> tuple[list[tuple[str, list[str]]], list[tuple[st
     cells: Counter[tuple[str, str]] = Counter()
     for item in records(study.manifest, "skipped"):
         key = (str(item.get("sweep", "")), str(item.get("reason", "")))
-        pairs[key] += 1
+        pairs[key] += int(item.get("pairs") or 1)
         cells[key] += int(item.get("cells") or 0)
     return list(reasons.items()), [(*key, pairs[key], cells[key]) for key in pairs]
 
@@ -360,7 +371,10 @@ def self_checks(study: Study) -> list[dict[str, Any]]:
     if parity:
         value, tolerance = parity.get("max_abs_diff"), parity.get("tolerance")
         passed = missing(value) or missing(tolerance) or float(value) <= float(tolerance)  # type: ignore[arg-type]
-        detail = f"{parity.get('checked', 0)} cells recomputed with the reference executor"
+        detail = (
+            f"{counted(parity.get('checked', 0), 'cell')} recomputed alone, each in one pair, with the same executor: "
+            "shows that batches, and pieces stored earlier, change no number"
+        )
         out.append({"name": "parity", "value": number(value), "tolerance": number(tolerance), "passed": passed,
                     "detail": detail})  # fmt: skip
     return out

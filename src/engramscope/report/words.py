@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from engramscope.results import effect_scale
+
 NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
 DASH = "\u2013"
@@ -136,16 +138,12 @@ def shown(value: object, kind: str, direction: str) -> object:
 
     With it, 0 means "this place does not matter" in both directions, and a diverging colour scale has its centre right.
     """
-    if kind == "recovery" and direction == "noise" and not missing(value):
-        return 1.0 - float(value)  # type: ignore[arg-type]
-    return None if missing(value) else value
+    return None if missing(value) else effect_scale.shown(float(value), kind, direction)  # type: ignore[arg-type]
 
 
 def quantity(kind: str, direction: str) -> str:
     """The name of what is shown: "recovery", "loss" or "effect"."""
-    if kind == "recovery":
-        return "loss" if direction == "noise" else "recovery"
-    return kind
+    return "loss" if effect_scale.is_loss(kind, direction) else kind
 
 
 def metric_words(metric: str) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engramscope.results.effect_scale import UNSIGNED, is_signed, no_effect
 from engramscope.results.schema import CELL, Frame
 from engramscope.results.summary import Family, cell_label, families, family_rng
 from engramscope.stats.contrast import contrast_cells, contrast_concentration
 from engramscope.stats.correction import holm
-from engramscope.stats.split import confirmed_peak, split_by_cluster
+from engramscope.stats.split import Split, confirmed_peak, split_by_cluster
 
 #: what the measures of concentration are called where people read them
 MEASURE_NAMES = {
@@ -53,10 +54,12 @@ def findings(
     """
     peaks, rows, cells = [], [], []
     groups = tuple(sorted(set(labels.values())))
-    for family in families(effects):
+    parts = list(families(effects))
+    halves = _halves(parts, clusters, labels, seed)
+    for family in parts:
         settings = {"confidence": confidence, "resamples": resamples}
         names = np.array([clusters.get(pair, pair) for pair in family.pairs])
-        peaks.append(_peak(family, names, labels, pooled, seed, settings))
+        peaks.append(_peak(family, names, halves, pooled, seed, settings))
         if len(groups) == 2:
             first = np.array([labels.get(pair) == groups[0] for pair in family.pairs])
             known = np.array([pair in labels for pair in family.pairs])
@@ -76,10 +79,25 @@ def findings(
     )
 
 
+def _halves(
+    parts: Sequence[Family], clusters: Mapping[str, str], labels: Mapping[str, str], seed: int
+) -> frozenset[str]:
+    """Ids of the pairs on which peaks are chosen; the others measure them.
+
+    One split for the whole study: a peak that is chosen among sweeps, directions and metrics has then been chosen on
+    the same half everywhere, and no pair that measures it had a say.
+    """
+    pairs = list(dict.fromkeys(pair for part in parts for pair in part.pairs))
+    names = np.array([clusters.get(pair, pair) for pair in pairs])
+    strata = np.array([labels.get(pair, "") for pair in pairs])
+    split = split_by_cluster(names, np.random.default_rng([seed, 5]), strata=strata)
+    return frozenset(pair for pair, chosen in zip(pairs, split.selection, strict=True) if chosen)
+
+
 def _peak(
     family: Family,
     clusters: np.ndarray,
-    labels: Mapping[str, str],
+    halves: frozenset[str],
     pooled: frozenset[str],
     seed: int,
     settings: Mapping[str, Any],
@@ -87,8 +105,8 @@ def _peak(
     if family.cut.all() or len(family.cells) < 2:
         return None
     rng = family_rng(family, seed + 1)
-    strata = np.array([labels.get(pair, "") for pair in family.pairs])
-    split = split_by_cluster(clusters, rng, strata=strata)
+    selection = np.array([pair in halves for pair in family.pairs])
+    split = Split(selection, ~selection)
     gap = family.gap
     inside = np.array([pair in pooled for pair in family.pairs])
     gap = None if gap is None else np.where(inside, gap, np.nan)
@@ -96,24 +114,27 @@ def _peak(
     if peak.cell < 0:
         return None
     cell = family.cells.iloc[peak.cell]
-    # recovery of the noised run is counted from the clean side: 1 = still as clean
-    offset = 1.0 if family.key["direction"] == "noise" and gap is not None else 0.0
-    shown = ("effect", "effect_low", "effect_high") if gap is None else ("recovery", "recovery_low", "recovery_high")
-    estimate, low, high = (getattr(peak, name) + (offset if gap is not None else 0.0) for name in shown)
+    kind = "effect" if gap is None else "recovery"
+    # the change is counted from the run that was patched
+    start = no_effect(kind, family.key["direction"])
+    estimate, low, high = (start + getattr(peak, name) for name in (kind, f"{kind}_low", f"{kind}_high"))
+    pooling = {} if gap is None else {"n_pooled": peak.n_pooled, "n_clusters_pooled": peak.n_clusters_pooled}
     return {
         **family.key,
         "cell": _cell(cell, family.key),
         "label": cell_label({**cell.to_dict()}),
-        "estimate_kind": "effect" if gap is None else "recovery",
+        "estimate_kind": kind,
         "selection_effect": peak.selection_effect,
         "effect": peak.effect,
         "estimate": estimate,
         "low": low,
         "high": high,
-        "p": peak.p,
+        "p": peak.p if family.signed else None,
         "n": peak.n_confirmation,
         "n_clusters": peak.n_clusters,
-        "status": peak.status,
+        **pooling,
+        "status": peak.status if family.signed else UNSIGNED,
+        "note": family.notes[peak.cell],
     }
 
 
@@ -131,7 +152,9 @@ def _profile_contrast(
     effect = family.effect[:, kept][:, order][known]
     if np.isnan(effect).any():
         return []
-    result = contrast_concentration(effect, first[known], clusters[known], rng=family_rng(family, seed + 2), **settings)
+    rng = family_rng(family, seed + 2)
+    numbers = np.sort(layers[kept].to_numpy(dtype=int))
+    result = contrast_concentration(effect, first[known], clusters[known], rng=rng, layers=numbers, **settings)
     return [
         {
             **family.key,
@@ -197,7 +220,7 @@ def _detected(summary: Frame) -> list[dict[str, Any]]:
         {
             **dict(zip(keys, key, strict=True)),
             "detected": int(rows["detected"].sum()),
-            "tested": int((~rows["cut"].astype(bool)).sum()),
+            "tested": int(rows["p_adjusted"].notna().sum()),
             "cut": int(rows["cut"].astype(bool).sum()),
             "two_sd": int(rows["two_sd"].sum()),
             "cells": [cell_label(row) for row in _records(rows[rows["detected"].astype(bool)])][:50],
@@ -209,6 +232,7 @@ def _detected(summary: Frame) -> list[dict[str, Any]]:
 def _both_directions(summary: Frame) -> list[dict[str, Any]]:
     """Cells that were patched in both directions: what suffices, beside what is needed."""
     same = [name for name in CELL if name != "direction"] + ["metric"]
+    summary = summary[summary["metric"].map(is_signed).astype(bool)]
     filled = summary.assign(**{name: summary[name].astype(object).where(summary[name].notna(), "") for name in same})
     wide = {name: rows for name, rows in filled.groupby("direction")}
     if not {"denoise", "noise"} <= set(wide):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from engramscope.errors import ResultsError
 from engramscope.results.schema import EFFECTS, SCHEMA_VERSION, SUMMARY_COLUMNS
 
-_INTEGERS = ("layer", "head", "position", "window", "n", "n_clusters")
+_INTEGERS = ("layer", "head", "position", "window", "n", "n_clusters", "n_pooled")
 _BOOLEANS = ("two_sd", "cut", "detected")
 _TEXTS = ("study", "sweep", "corruption", "direction", "site", "position_role", "metric", "estimate_kind", "note")
 

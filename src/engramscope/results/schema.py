@@ -41,9 +41,13 @@ EFFECTS = pa.schema(
 #: what identifies a cell of a sweep in the tables (null where a part does not apply)
 CELL = ("sweep", "corruption", "direction", "site", "layer", "head", "position", "position_role", "window")
 
+#: in the note of a cell that is the mean over several positions, not one patch of all of them
+ROLE_MEAN = "positions of the role, patched one at a time"
+
 #: summary.csv: one row per cell and metric
 SUMMARY_COLUMNS = (
     "study", *CELL, "metric", "n", "n_clusters", "estimate_kind", "estimate", "low", "high",
     "effect", "effect_low", "effect_high", "recovery", "recovery_low", "recovery_high",
     "p", "p_adjusted", "q", "two_sd", "d_z", "same_sign_share", "singles_sum", "noise_floor", "cut", "detected", "note",
+    "n_pooled",
 )  # fmt: skip

@@ -9,13 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from engramscope.results.schema import SUMMARY_COLUMNS, Frame
+from engramscope.results.effect_scale import UNSIGNED, is_signed, no_effect
+from engramscope.results.schema import ROLE_MEAN, SUMMARY_COLUMNS, Frame
 from engramscope.stats.correction import benjamini_hochberg
 from engramscope.stats.permutation import sign_flip
 from engramscope.stats.summary import CellSummary, summarise
 
 #: one sweep under one direction and metric: its cells share an axis of a figure
 FAMILY = ("sweep", "corruption", "direction", "metric")
+#: what `study_inputs` calls the single layers that it sets beside a sweep of windows
+_SINGLES = " (single layers)"
+#: states of a cell (`stats.summary.REASONS`) that say more than that its metric is not tested
+_UNTESTED = frozenset({"empty", "cut"})
 _PLACE = ("site", "layer", "head", "position", "position_role", "window")
 
 
@@ -31,7 +36,7 @@ class Family:
         clean: [n].
         corrupted: [n, draws]; None for ablations.
         cut: [cells]: a cut in every pair that has the cell.
-        notes: [cells].
+        notes: [cells]: what was averaged or left out.
     """
 
     key: dict[str, str]
@@ -42,6 +47,11 @@ class Family:
     corrupted: np.ndarray | None
     cut: np.ndarray
     notes: tuple[str, ...]
+
+    @property
+    def signed(self) -> bool:
+        """Whether effects on the metric can be tested against 0 (`Metric.signed`)."""
+        return is_signed(self.key["metric"])
 
     @property
     def effect(self) -> np.ndarray:
@@ -113,7 +123,8 @@ def summarise_effects(
 def _tested_together(table: Frame, parts: Sequence[Family], settings: _Settings) -> Frame:
     """Replace the tests of each family by one test of everything: the same sign flips for all cells of the table.
 
-    Whoever looks at several sweeps, directions and metrics looks at all their cells; correlated ones cost little.
+    Whoever looks at several sweeps, directions and metrics looks at all their cells; correlated ones cost little. Cuts
+    and the cells of metrics that are not signed have no p and take no part.
     """
     pairs = {pair: row for row, pair in enumerate(dict.fromkeys(pair for part in parts for pair in part.pairs))}
     effect = np.full((len(pairs), len(table)), np.nan)
@@ -122,13 +133,15 @@ def _tested_together(table: Frame, parts: Sequence[Family], settings: _Settings)
         width = len(part.cells)
         effect[[pairs[pair] for pair in part.pairs], start : start + width] = part.effect
         start += width
-    cut = table["cut"].to_numpy(dtype=bool)
+    left_out = table["cut"].to_numpy(dtype=bool) | np.repeat(
+        [not part.signed for part in parts], [len(part.cells) for part in parts]
+    )
     clusters = np.array([settings.clusters.get(pair, pair) for pair in pairs])
     rng = np.random.default_rng([settings.seed, 4])
-    test = sign_flip(effect, clusters, rng=rng, resamples=settings.resamples, family=~cut)
-    p = np.where(cut, np.nan, test.p)
+    test = sign_flip(effect, clusters, rng=rng, resamples=settings.resamples, family=~left_out)
+    p = np.where(left_out, np.nan, test.p)
     above = table["effect"].abs().to_numpy() > table["noise_floor"].to_numpy()
-    detected = (np.nan_to_num(test.p_max_t, nan=1.0) <= settings.family_error) & ~cut & above
+    detected = (np.nan_to_num(test.p_max_t, nan=1.0) <= settings.family_error) & ~left_out & above
     return table.assign(p=p, p_adjusted=test.p_max_t, q=benjamini_hochberg(p), detected=detected)
 
 
@@ -157,11 +170,27 @@ def _family(key: dict[str, str], rows: Frame) -> Family:
     clean = _average(rows["clean"].to_numpy(dtype=float), (pair,), np.ones(len(rows), dtype=bool), shape[:1])
     before = rows["corrupted"].to_numpy(dtype=float)
     corrupted = None if np.isnan(before).all() else _average(before, (pair, draw), ~np.isnan(before), shape[:2])
-    notes = tuple(
-        "" if flag or not (part > 0).any() else f"a cut in {int((part > 0).sum())} pairs, which are left out"
-        for part, flag in zip(_known(shares), always, strict=True)
-    )
+    places = _counts((pair, draw, cell), ok, shape).max(axis=1)
+    lost = _counts((pair, draw, cell), ok & cut & ~always[cell], shape).max(axis=1)
+    notes = tuple(_note(*columns) for columns in zip(places.T, lost.T, strict=True))
     return Family(key, cells, tuple(map(str, pair_ids)), patched, clean, corrupted, always, notes)
+
+
+def _counts(index: tuple[np.ndarray, ...], keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    counts = np.zeros(shape, dtype=np.int64)
+    np.add.at(counts, tuple(part[keep] for part in index), 1)
+    return counts
+
+
+def _note(places: np.ndarray, lost: np.ndarray) -> str:
+    """How a cell was averaged and what was left out, from the numbers of positions per pair: all, and cut ones."""
+    most, pairs = int(places.max(initial=0)), int((lost > 0).sum())
+    parts = [f"mean over up to {most} {ROLE_MEAN}"] if most > 1 else []
+    if pairs and most > 1:
+        parts.append(f"a cut at {int(lost.sum())} positions in {pairs} pairs, which are left out")
+    elif pairs:
+        parts.append(f"a cut in {pairs} pairs, which are left out")
+    return "; ".join(parts)
 
 
 def _known(matrix: np.ndarray) -> list[np.ndarray]:
@@ -225,7 +254,10 @@ def _table(family: Family, study: str, settings: _Settings) -> Frame:
     low, high = columns[f"{kind}_low"], columns[f"{kind}_high"]
     shown = {"estimate_kind": kind, "estimate": columns[kind], "low": low, "high": high}
     table = family.cells.assign(study=study, **family.key, **columns, **shown)
-    reasons = [" ".join(filter(None, parts)) for parts in zip(family.notes, map(str, result.reason), strict=True)]
+    unsigned = "" if family.signed else UNSIGNED
+    whys = [why if state in _UNTESTED or not unsigned else unsigned
+            for why, state in zip(map(str, result.reason), result.status, strict=True)]  # fmt: skip
+    reasons = ["; ".join(filter(None, parts)) for parts in zip(family.notes, whys, strict=True)]
     return table.assign(note=reasons, singles_sum=np.nan)
 
 
@@ -247,36 +279,45 @@ def _estimates(result: CellSummary, interval: str) -> dict[str, Any]:
         "detected": result.detected,
         "d_z": result.d_z,
         "same_sign_share": result.same_sign_share,
+        "n_pooled": result.n_pooled,
     }
 
 
 def _with_singles(table: Frame, tables: list[Frame]) -> Frame:
-    """For windows: the sum of the single-layer estimates over the window, where a sweep of single layers is there."""
+    """For windows: the sum of the single-layer estimates over the window, where a sweep has all of its layers.
+
+    Of several sweeps of single layers the one that was added for this sweep is asked first.
+    """
     width = int(table["window"].iloc[0])
     if width <= 1:
         return table
     first = table.iloc[0]
     same = ("site", "direction", "metric", "corruption")
-    for other in tables:
-        if int(other["window"].iloc[0]) == 1 and all(other[name].iloc[0] == first[name] for name in same):
-            keys = ["head", "position", "position_role"]
-            singles = other.set_index("layer")
-            sums = [_window_sum(row, singles, keys, width) for _, row in table.iterrows()]
-            if not all(np.isnan(sums)):
-                return table.assign(singles_sum=sums)
-    return table
+    alike = [
+        o for o in tables if int(o["window"].iloc[0]) == 1 and all(o[name].iloc[0] == first[name] for name in same)
+    ]
+    alike.sort(key=lambda other: not other["sweep"].iloc[0].startswith(first["sweep"] + _SINGLES))
+    last = max(int(other["layer"].max()) for other in tables if other["layer"].notna().any())
+    sums = np.full(len(table), np.nan)
+    for other in alike:
+        singles = other.set_index("layer")
+        found = np.array([_window_sum(row, singles, width, last) for _, row in table.iterrows()])
+        sums = np.where(np.isnan(sums), found, sums)
+    return table.assign(singles_sum=sums)
 
 
-def _window_sum(row: Frame, singles: Frame, keys: list[str], width: int) -> float:
+def _window_sum(row: Frame, singles: Frame, width: int, last: int) -> float:
+    """Sum over the layers of a window, of which there are fewer at the ends of the model; NaN unless all are there."""
     low, high = int(row["layer"]) - width // 2, int(row["layer"]) + (width + 1) // 2
-    inside = singles[(singles.index >= max(0, low)) & (singles.index < high)]
-    for key in keys:
-        inside = inside[inside[key].isna() if pd.isna(row[key]) else inside[key] == row[key]]
-    if not len(inside):
+    wanted = range(max(0, low), min(last + 1, high))
+    inside = singles[singles.index.isin(wanted) & ~singles["cut"].to_numpy(dtype=bool)]
+    for key in ("head", "position", "position_role"):
+        inside = inside[inside[key].isna() if pd.isna(row[key]) else inside[key].eq(row[key]).fillna(False)]
+    if sorted(inside.index) != list(wanted):
         return float("nan")
-    # the recovery of a noised run without any effect is 1, not 0: it is the losses that add up
-    start = 1.0 if row["direction"] == "noise" and row["estimate_kind"] == "recovery" else 0.0
-    return start + float((inside["estimate"] - start).sum())
+    # what adds up is the distance from no effect
+    start = no_effect(row["estimate_kind"], row["direction"])
+    return start + float((inside["estimate"] - start).sum(skipna=False))
 
 
 def cell_label(row: Mapping[str, Any]) -> str:

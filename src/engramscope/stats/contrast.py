@@ -140,17 +140,18 @@ def contrast_cells(
     )
 
 
-def concentration(profile: ArrayLike, variance: ArrayLike | None = None) -> Floats:
+def concentration(profile: ArrayLike, variance: ArrayLike | None = None, layers: ArrayLike | None = None) -> Floats:
     """Three measures of a layer profile, along its last axis, from `w_l = e_l^2 - variance_l`.
 
     * `effective_layers = (sum w)^2 / sum w^2`: participation ratio, from 1 (one layer) to the number of layers;
-    * `centre_of_mass = sum l w_l / sum w`: in layers, counted from 0;
+    * `centre_of_mass = sum l w_l / sum w`, with l the number of the layer: from the first to the last of `layers`;
     * `top_share = max w / sum w`: from 1 / number of layers to 1.
 
     Args:
         profile: Effect or recovery of each layer `[..., n_layers]`; the scale does not matter, the sign neither.
         variance: Squared standard error of each value. Noise adds it to `e^2`, and so makes every profile look spread
             out; taking it off leaves `w` without bias. Default 0: then `effective_layers = (sum e^2)^2 / sum e^4`.
+        layers: Number of each layer `[n_layers]`; default 0, 1, 2, …
 
     Returns:
         `[3, ...]` in the order of `MEASURES`, held to the ranges above; `NaN` where a layer is missing or `sum w <= 0`
@@ -158,6 +159,7 @@ def concentration(profile: ArrayLike, variance: ArrayLike | None = None) -> Floa
     """
     e = np.asarray(profile, dtype=np.float64)
     n_layers = e.shape[-1]
+    numbers = np.asarray(np.arange(n_layers) if layers is None else layers, dtype=np.float64)
     largest = np.abs(e).max(axis=-1, keepdims=True, initial=0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = np.where(largest > 0.0, largest, np.nan)
@@ -165,7 +167,7 @@ def concentration(profile: ArrayLike, variance: ArrayLike | None = None) -> Floa
         total = w.sum(axis=-1)
         total = np.where(total > 0.0, total, np.nan)
         effective = np.clip(total**2 / (w**2).sum(axis=-1), 1.0, n_layers)
-        centre = np.clip((w * np.arange(n_layers)).sum(axis=-1) / total, 0.0, n_layers - 1.0)
+        centre = np.clip((w * numbers).sum(axis=-1) / total, numbers.min(initial=np.inf), numbers.max(initial=-np.inf))
         return np.stack([effective, centre, np.clip(w.max(axis=-1) / total, 1.0 / n_layers, 1.0)])
 
 
@@ -175,6 +177,7 @@ def contrast_concentration(
     clusters: ArrayLike,
     *,
     rng: np.random.Generator,
+    layers: ArrayLike | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> tuple[MeasureContrast, ...]:
@@ -189,6 +192,7 @@ def contrast_concentration(
         in_first: True for the pairs of the first group `[n_pairs]`.
         clusters: Label of each pair `[n_pairs]`.
         rng: Source of randomness.
+        layers: Number of each layer `[n_layers]`, where the first is not 0 or some are left out; default 0, 1, 2, …
         confidence: Of the percentile intervals.
         resamples: Of bootstrap and permutations.
 
@@ -205,16 +209,15 @@ def contrast_concentration(
     groups = _totals(cells, ones, first, index, n_clusters)
     counts = _resample(groups.holds, resamples, rng)
     keep = _relabel(groups.holds, resamples, rng)
-    points = _three(*(concentration(*m) for m in _profiles(groups, np.ones((1, n_clusters)))))[
-        ..., 0
-    ]  # [kind, measure]
-    sampled = _three(*(concentration(m, 2.0 * v) for m, v in _profiles(groups, counts)))
+    whole = _profiles(groups, np.ones((1, n_clusters)))
+    points = _three(*(concentration(*m, layers) for m in whole))[..., 0]  # [kind, measure]
+    sampled = _three(*(concentration(m, 2.0 * v, layers) for m, v in _profiles(groups, counts)))
     sizes = np.full(3, min(np.count_nonzero(held) for held in groups.holds), dtype=np.int64)
     limits = np.stack([_percentiles(sampled[kind], points[kind], sizes, confidence) for kind in range(3)])
-    size = [np.sqrt(np.maximum((m**2 - v).sum(), 0.0)) for m, v in _profiles(groups, np.ones((1, n_clusters)))]
+    size = [np.sqrt(np.maximum((m**2 - v).sum(), 0.0)) for m, v in whole]
     unit = np.where(first, *(s if s > 0.0 else 1.0 for s in size))
     scaled = _totals(cells / unit[:, None], ones, first, index, n_clusters)
-    flipped = _three(*(concentration(*m) for m in _profiles(scaled, keep, relabel=True)))[2]
+    flipped = _three(*(concentration(*m, layers) for m in _profiles(scaled, keep, relabel=True)))[2]
     reached = ~(np.abs(flipped) < np.abs(points[2])[:, None] * (1 - SLACK))
     p = np.where(np.isnan(points[2]), np.nan, (1 + reached.sum(axis=1)) / (resamples + 1))
     return tuple(

@@ -40,7 +40,9 @@ class ConfirmedPeak:
     p: float  # two-sided sign flip on the confirmation half, one cell: no correction is due
     n_selection: int  # pairs that have the cell
     n_confirmation: int
-    n_clusters: int  # on the confirmation half
+    n_clusters: int  # on the confirmation half, with a pair that has the cell
+    n_pooled: int  # pairs that the recovery is computed from; 0 without a gap
+    n_clusters_pooled: int
     status: str  # "ok", or why not
 
 
@@ -102,18 +104,19 @@ def confirmed_peak(
     labels = np.asarray(clusters)
     allowed = ~as_mask(cut, cells.shape[1], "cut", default=False)
     chosen, held = cells[split.selection], cells[split.confirmation]
-    n_clusters = len(np.unique(labels[split.confirmation]))
     if len(chosen) == 0 or len(held) == 0:
-        return _nothing(n_clusters, "a half has no pairs: two clusters are needed at least")
+        return _nothing("a half has no pairs: two clusters are needed at least")
     strength = np.where(allowed, np.abs(mean_effect(chosen)), np.nan)
     if np.isnan(strength).all():
-        return _nothing(n_clusters, "no cell could be chosen: all are cut or missing")
+        return _nothing("no cell could be chosen: all are cut or missing")
     cell = int(np.nanargmax(strength))
     column = held[:, [cell]]
     n_held = int(pair_counts(column)[0])
     selected = float(mean_effect(chosen[:, [cell]])[0])
     if n_held == 0:
-        return _nothing(n_clusters, "no pair of the confirmation half has the chosen cell", cell, selected)
+        return _nothing("no pair of the confirmation half has the chosen cell", cell, selected)
+    n_clusters = len(np.unique(labels[split.confirmation][~np.isnan(column[:, 0])]))
+    n_pooled = n_clusters_pooled = 0
     resampling = resample_clusters(labels[split.confirmation], resamples, rng)
     bounds = ratio_intervals(column, np.ones(len(column)), resampling, confidence=confidence)
     test = sign_flip(column, labels[split.confirmation], rng=rng, resamples=resamples)
@@ -121,6 +124,8 @@ def confirmed_peak(
     if gap is not None:
         gaps = np.asarray(gap, dtype=np.float64)[split.confirmation]
         counted = np.where(np.isnan(gaps)[:, None], np.nan, column)
+        known = ~np.isnan(counted[:, 0])
+        n_pooled, n_clusters_pooled = int(known.sum()), len(np.unique(labels[split.confirmation][known]))
         gaps = as_pairs(np.nan_to_num(gaps), len(column), "gap")
         pooled = float(ratio_of_means(counted, gaps)[0])
         shares = ratio_intervals(counted, gaps, resampling, confidence=confidence)
@@ -130,10 +135,11 @@ def confirmed_peak(
         effect_low=float(bounds.low[0]), effect_high=float(bounds.high[0]),
         recovery=pooled, recovery_low=low, recovery_high=high, p=float(test.p[0]),
         n_selection=int(pair_counts(chosen[:, [cell]])[0]), n_confirmation=n_held, n_clusters=n_clusters,
+        n_pooled=n_pooled, n_clusters_pooled=n_clusters_pooled,
         status="ok" if n_clusters > 1 else "one cluster on the confirmation half: no interval and no test",
     )  # fmt: skip
 
 
-def _nothing(n_clusters: int, status: str, cell: int = -1, selected: float = float("nan")) -> ConfirmedPeak:
+def _nothing(status: str, cell: int = -1, selected: float = float("nan")) -> ConfirmedPeak:
     nan = float("nan")
-    return ConfirmedPeak(cell, selected, nan, nan, nan, nan, nan, nan, nan, 0, 0, n_clusters, status)
+    return ConfirmedPeak(cell, selected, nan, nan, nan, nan, nan, nan, nan, 0, 0, 0, 0, 0, status)
