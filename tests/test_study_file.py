@@ -90,7 +90,8 @@ def test_every_fault_is_named_at_once() -> None:
         ({"sweep__layers": []}, "sweep.0.layers"),
         ({"sweep__layers": [-1]}, "sweep.0.layers"),
         ({"sweep__heads": [1.5]}, "sweep.0.heads"),
-        ({"sweep__positions": 3}, "sweep.0.positions"),
+        ({"sweep__positions": 3}, "or a list"),
+        ({"sweep__positions": [-1]}, "sweep.0.positions.0"),
         ({"pairs__file": "pairs.jsonl"}, "exactly one"),
         ({"metrics__names": []}, "metrics.names"),
         ({"metrics__names": ["prob", "prob"]}, "named twice"),
@@ -102,6 +103,15 @@ def test_values_out_of_range_are_one_sentence_each(change: dict[str, Any], said:
     message = faults(raw(**change))
     assert said in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("positions", [[0, 3], ["last", "s2"], ["3"], "each"])
+def test_positions_are_indices_or_names(positions: Any) -> None:
+    assert parse_study(raw(sweep__positions=positions)).sweep[0].positions == positions
+
+
+def test_positions_are_not_mixed() -> None:
+    assert "sweep.0.positions.1" in faults(raw(sweep__positions=[0, "last"]))
 
 
 def test_two_sweeps_of_one_name_are_a_fault() -> None:

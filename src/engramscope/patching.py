@@ -91,7 +91,7 @@ def patch(
     *,
     layers: Literal["each"] | Sequence[int] = "each",
     heads: Literal["each", "all"] | Sequence[int] = "all",
-    positions: Literal["each", "all", "last"] | Sequence[str] = "all",
+    positions: Literal["each", "all", "last"] | Sequence[str] | Sequence[int] = "all",
     window: int = 1,
     direction: Literal["denoise", "noise", "both"] = "denoise",
     corruption: str = "str",
@@ -115,7 +115,7 @@ def patch(
         site: a site (`resid_post`, `z`, …) or a module path (`transformer.h.0.mlp.c_fc`, with `{layer}` for a number).
         layers: "each" or a list of layers, a cell each.
         heads: "each", "all" (jointly) or a list, a cell each; for sites with heads.
-        positions: "each" token, "all" jointly, "last", or roles and spans by name.
+        positions: "each" token, "all" jointly, "last", or a list, a cell each: indices, or roles and spans by name.
         window: adjacent layers patched jointly.
         direction: "denoise" puts clean values into the corrupted run, "noise" the reverse.
         corruption: how the corrupted run is made, a name from `engramscope tasks`.

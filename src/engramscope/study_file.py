@@ -63,7 +63,12 @@ class SweepSection(_Section):
     site: str = Field(min_length=1)
     layers: Each | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "each"
     heads: Literal["each", "all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "all"
-    positions: Literal["each", "all", "last"] | Annotated[list[str], Field(min_length=1)] = "all"
+    #: indices of the clean prompt, or roles and spans by name; not both in one sweep
+    positions: (
+        Literal["each", "all", "last"]
+        | Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(strict=True)]], Field(min_length=1)]
+    ) = "all"
     window: int = Field(default=1, ge=1)
     direction: Literal["denoise", "noise", "both"] = "denoise"
 
@@ -182,6 +187,8 @@ def _sentence(item: Any, where: str) -> str:
     if item["type"] == "missing":
         return f"{where}: {place!r} is missing."
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error" and item["loc"][-1] in ("layers", "heads", "positions"):
+        message += ", or a list that is not empty"
     shown = (
         "" if isinstance(item["input"], dict | list) and len(str(item["input"])) > 60 else f" (got {item['input']!r})"
     )

@@ -338,11 +338,17 @@ def _role_faults(sweep: SweepSection, tokens: Sequence[TokenizedPair]) -> list[s
         return []
     # every prompt has a last token, also where its role is another (a subject that ends the prompt)
     known = tuple(sorted({"last", *(name for pair in tokens for name in (*pair.clean.spans, *pair.clean.roles))}))
-    return [
-        f"Sweep {sweep.name!r}: no prompt has a position {role!r}{nearest(role, known)}"
-        for role in sweep.positions
-        if role not in known
-    ]
+    longest = max((len(pair.clean) for pair in tokens), default=0)
+    faults = []
+    for at in sweep.positions:
+        if isinstance(at, int) and at >= longest:
+            faults.append(
+                f"Sweep {sweep.name!r}: no prompt has a position {at}; the longest has {longest} tokens, "
+                f"0 to {longest - 1}."
+            )
+        elif isinstance(at, str) and at not in known:
+            faults.append(f"Sweep {sweep.name!r}: no prompt has a position {at!r}{nearest(at, known)}")
+    return faults
 
 
 def _with_singles(sweeps: Sequence[SweepSection]) -> tuple[SweepSection, ...]:

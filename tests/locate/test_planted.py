@@ -10,6 +10,7 @@ import pytest
 
 from engramscope import patch
 from engramscope.engine.plan import FromRun
+from engramscope.errors import InputError
 from engramscope.locate import runs
 from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import noise_floor, set_up
@@ -144,3 +145,20 @@ def test_a_mean_pattern_and_an_answer_of_several_tokens() -> None:
     effects = patch(model, differ, "pattern", **options).effects
     assert effects["status"].eq("ok").all()
     assert effects["effect"].abs().max() > 1e-3
+
+
+def test_positions_can_be_named_by_index(model) -> None:
+    pairs = value_pairs(8)
+    some = patch(model, pairs, "resid_post", layers=[0], positions=[2, 3], resamples=200).effects
+    every = patch(model, pairs, "resid_post", layers=[0], positions="each", resamples=200).effects
+    same = every[every["position"].isin([2, 3])]
+    pd.testing.assert_series_equal(some["patched"], same["patched"].reset_index(drop=True), atol=1e-5)
+    # the copied token stands at position 2: its residual carries everything, the next one nothing
+    effects = some.groupby("position")["recovery"].mean()
+    assert effects[2] == pytest.approx(1.0, abs=1e-4)
+    assert effects[3] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_an_index_beyond_every_prompt_is_an_input_error(model) -> None:
+    with pytest.raises(InputError, match="position 99"):
+        patch(model, value_pairs(3), "resid_post", positions=[99])

@@ -25,7 +25,8 @@ class Cell:
         layers: the layers that are patched jointly (empty for sites that exist once).
         heads: the heads that are patched jointly; None for all, and for sites without heads.
         position: a position index of the clean prompt; None where `position_role` says which.
-        position_role: "each" cells: None here (the role comes from the prompt); else "all", "last", a role or a span.
+        position_role: None where an index says which (the role comes from the prompt); else "all", "last", a role or a
+            span.
         direction: "denoise" or "noise".
         window: number of adjacent layers asked for (fewer at the ends of the model).
         layer: the centre of the window; None for sites that exist once.
@@ -98,4 +99,4 @@ def _positions(sweep: SweepSection, pairs: Sequence[TokenizedPair]) -> tuple[tup
         return tuple((position, None) for position in range(longest))
     if isinstance(sweep.positions, str):
         return ((None, sweep.positions),)
-    return tuple((None, role) for role in sweep.positions)
+    return tuple((at, None) if isinstance(at, int) else (None, at) for at in sweep.positions)

@@ -321,7 +321,12 @@ def _cut_sentence(study: Study) -> str:
     example = cuts.iloc[-1].to_dict()
     kind, direction = str(example["estimate_kind"]), str(example["direction"])
     size = "" if missing(example["estimate"]) else f" ({amount(example['estimate'], kind, metric, direction)})"
-    reason = "every path from what was changed to the answer runs through it, so no other value was possible"
+    ablation = kind == "effect"
+    reason = (
+        "what is read then no longer depends on the prompt"
+        if ablation
+        else "every path from what was changed to the answer runs through it, so no other value was possible"
+    )
     if len(cuts) == 1:
         return f"Not a finding: the value at {cell_name(example)}{size} holds by construction; {reason}."
     many = counted(len(cuts), "cell")

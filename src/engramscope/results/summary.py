@@ -140,7 +140,7 @@ def _tested_together(table: Frame, parts: Sequence[Family], settings: _Settings)
     rng = np.random.default_rng([settings.seed, 4])
     test = sign_flip(effect, clusters, rng=rng, resamples=settings.resamples, family=~left_out)
     p = np.where(left_out, np.nan, test.p)
-    above = table["effect"].abs().to_numpy() > table["noise_floor"].to_numpy()
+    above = table["effect"].abs().to_numpy() > table["noise_floor"].fillna(0.0).to_numpy()
     detected = (np.nan_to_num(test.p_max_t, nan=1.0) <= settings.family_error) & ~left_out & above
     return table.assign(p=p, p_adjusted=test.p_max_t, q=benjamini_hochberg(p), detected=detected)
 
@@ -232,7 +232,7 @@ def family_rng(family: Family, seed: int) -> np.random.Generator:
 
 
 def _table(family: Family, study: str, settings: _Settings) -> Frame:
-    noise = settings.floor.get(family.key["metric"], 0.0)
+    noise = settings.floor.get(family.key["metric"], float("nan"))  # NaN: it was not measured
     one_draw = family.patched.shape[1] == 1
     pooled = None if settings.pooled is None else np.array([pair in settings.pooled for pair in family.pairs])
     result = summarise(
@@ -243,7 +243,7 @@ def _table(family: Family, study: str, settings: _Settings) -> Frame:
         direction="denoise" if family.key["direction"] == "denoise" else "noise",
         rng=family_rng(family, settings.seed),
         cut=family.cut,
-        floor=noise,
+        floor=0.0 if np.isnan(noise) else noise,
         pooled=pooled,
         confidence=settings.confidence,
         level=settings.family_error,
