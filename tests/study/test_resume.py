@@ -25,7 +25,10 @@ from tests.tiny_study import pair_rows, same_tables, tokenizer, write_pairs, wri
 SWEEPS = ({"name": "heads", "site": "z", "heads": "each"},)
 #: the command line, with one cell per chunk and a pause in each, so that a signal meets it in the middle
 SLOW = """
+import signal
 import time
+# a test run started in the background inherits that Ctrl-C is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from engramscope.locate import experiment
 experiment.CELLS_PER_CHUNK = 1
 really = experiment.Experiment.run
