@@ -1,5 +1,6 @@
 # make demo   install, then find where a small trained model keeps what it knows about epilepsy
 # make test   install, then run the tests
+# make bench  install two other libraries as well, then time sweeps in all three; ARGS="--quick" and others, ARGS=--help
 # Needs Python 3.11 or newer and nothing else; PYTHON=... chooses another interpreter.
 
 PYTHON ?= python3
@@ -25,6 +26,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Engramscope needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -39,6 +43,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --group dev
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 clean:

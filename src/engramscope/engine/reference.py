@@ -9,11 +9,11 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engramscope.engine.answered import Answered
 from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Noise, Patch, Plan, source_runs
 from engramscope.engine.values import constant_rows, rows_at, write_at
 from engramscope.models.hooks import taps
@@ -27,19 +27,6 @@ AnyRun = BaseRun | DerivedRun
 
 #: tokens per forward: larger batches fall out of a CPU's cache and gain nothing
 MAX_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Logits of some runs.
-
-    Attributes:
-        runs: their ids.
-        logits: [len(runs), positions, vocab], the positions of each run's `Readout`.
-    """
-
-    runs: tuple[str, ...]
-    logits: Tensor
 
 
 def execute(model: Model, plan: Plan, max_tokens: int = MAX_TOKENS) -> Iterator[Answered]:

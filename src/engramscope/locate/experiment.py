@@ -9,22 +9,22 @@ from typing import Any, Literal
 import numpy as np
 
 from engramscope.corruptions._base import Corruption
+from engramscope.engine.executor import Executor, Kind, make_executor
 from engramscope.errors import PairsError
 from engramscope.locate.cells import Cell
+from engramscope.locate.chunks import Chunk, chunks_of
 from engramscope.locate.cuts import CutFinder
 from engramscope.locate.means import reference_means
 from engramscope.locate.prepare import Prepared, model_facts, prepare
 from engramscope.locate.rows import rows_of
-from engramscope.locate.runs import Means, places_of
+from engramscope.locate.runs import Means
 from engramscope.locate.scoring import Scorer
 from engramscope.locate.sweep import Baseline, baselines, run_cells
-from engramscope.models.anatomy import Anatomy
 from engramscope.models.model import Model
 from engramscope.pairs.pair import PairSet
 
-#: cells that share one pass over the base runs, and pairs of a chunk: also the grain of resuming
-CELLS_PER_CHUNK = 64
-PAIRS_PER_CHUNK = 64
+#: pairs whose unpatched runs are computed at a time
+PAIRS_PER_BATCH = 64
 #: (cell, pair) that are looked at in search of some that can be recomputed, at least
 MOST_DRAWS = 2000
 
@@ -32,26 +32,11 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A part of a sweep that is computed, and stored, in one piece.
-
-    Attributes:
-        id: unique and stable within a study.
-        cells: its cells.
-        pairs: indices of its pairs.
-    """
-
-    id: str
-    cells: tuple[Cell, ...]
-    pairs: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Parity:
-    """Cells of a study, drawn at random and recomputed one cell in one pair at a time.
+    """Cells of a study, drawn at random and recomputed by the reference executor, one cell in one pair at a time.
 
-    The same executor does both, so this shows that batching, chunks and what was stored earlier change no number; that
-    the executor itself is right is shown by tests against plain hooks.
+    This shows that the traversal, batching, chunks and what was stored earlier change no number; that the reference
+    executor is right is shown by tests against plain hooks.
 
     Attributes:
         checked: how many (cell, pair) were recomputed and compared.
@@ -76,7 +61,7 @@ class Experiment:
     """Everything that is fixed before the first cell is patched.
 
     Attributes:
-        model: the model.
+        executor: runs everything on its model.
         corruption: how the corrupted runs are made.
         prepared: all pairs.
         base: metrics of the unpatched runs, by pair index.
@@ -88,7 +73,7 @@ class Experiment:
         seed: seed of every random choice.
     """
 
-    model: Model
+    executor: Executor
     corruption: Corruption
     corruption_name: str
     prepared: tuple[Prepared, ...]
@@ -105,6 +90,11 @@ class Experiment:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy, self.corruption.level))
         object.__setattr__(self, "_index", {pair.id: pair.index for pair in self.prepared})
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.executor.model
 
     @property
     def noise_level(self) -> float | None:
@@ -138,7 +128,7 @@ class Experiment:
         """Patch and score one chunk; columns of the effects table."""
         pairs = [self.prepared[index] for index in chunk.pairs]
         means = self.means(chunk.cells)
-        outcomes = run_cells(self.model, chunk.cells, pairs, self.scorer, self.prepared, means)
+        outcomes = run_cells(self.executor, chunk.cells, pairs, self.scorer, self.prepared, means)
         return rows_of(
             outcomes,
             {pair.index: pair for pair in pairs},
@@ -149,32 +139,16 @@ class Experiment:
             corruption=self.corruption_name,
         )
 
-    def chunks(self, cells: Sequence[Cell], prefix: str, memory_gb: float = 4.0) -> list[Chunk]:
+    def chunks(self, cells: Sequence[Cell], prefix: str, memory_gb: float | None = None) -> list[Chunk]:
         """The sweep in pieces.
 
         Args:
             cells: the cells of the sweep.
             prefix: begins the ids; differs between sweeps.
-            memory_gb: what the recorded values of a piece may take, in GiB; a piece has at least one pair.
+            memory_gb: what a piece may take, in GiB; that of the executor by default.
         """
-        chunks = []
-        for start in range(0, len(cells), CELLS_PER_CHUNK):
-            part = tuple(cells[start : start + CELLS_PER_CHUNK])
-            room = int(memory_gb * 2**30 / max(1, self._bytes_per_pair(part)))
-            size = max(1, min(PAIRS_PER_CHUNK, room))
-            for first in range(0, len(self.used), size):
-                pairs = self.used[first : first + size]
-                # the extent is part of the id: a study resumed with other memory must not take one piece for another
-                chunks.append(Chunk(f"{prefix}-{start:06d}+{len(part)}-{first:06d}+{len(pairs)}", part, pairs))
-        return chunks
-
-    def _bytes_per_pair(self, cells: Sequence[Cell]) -> int:
-        """At most what the runs of one pair keep of the places that these cells patch."""
-        places = {place for cell in cells for place in places_of(cell)}
-        longest = max(len(self.prepared[index].tokens.clean) for index in self.used)
-        runs = 1 + max(len(self.prepared[index].draws) for index in self.used)
-        per_run = sum(values_per_run(self.model.anatomy, site, longest) for site, _ in places)
-        return runs * per_run * self.model.dtype.itemsize
+        pairs = [self.prepared[index] for index in self.used]
+        return chunks_of(self.executor, cells, pairs, prefix, memory_gb or self.executor.memory_gb)
 
 
 def set_up(
@@ -186,25 +160,27 @@ def set_up(
     *,
     seed: int = 0,
     min_gap: float = 0.0,
+    executor: Kind = "traversal",
+    memory_gb: float = 4.0,
     progress: Progress | None = None,
 ) -> Experiment:
     """Prepare the pairs, run them unpatched, and name those whose clean–corrupted gap says nothing.
 
     A pair is excluded from recovery when its gap in the first metric, counted so that clean should be better than
     corrupted, is not larger than `min_gap` (averaged over draws); it is not run at all when an unpatched value is not
-    finite or an ablation has nothing to put in place. A model that was put back into training is put into evaluation
-    mode: dropout would be taken for an effect.
+    finite or an ablation has nothing to put in place.
 
     Raises:
+        ModelError: the model is in training mode: dropout would be taken for an effect.
         PairsError: faults of pairs, or no pair is left.
     """
-    model.hf.eval()
+    runner = make_executor(model, executor, memory_gb)
     prepared, how = prepare(model, pairs, corruption, seed)
     scorer = Scorer(tuple(metrics))
     base: dict[int, Baseline] = {}
-    for first in range(0, len(prepared), PAIRS_PER_CHUNK):
-        part = prepared[first : first + PAIRS_PER_CHUNK]
-        base.update({line.pair: line for line in baselines(model, part, scorer)})
+    for first in range(0, len(prepared), PAIRS_PER_BATCH):
+        part = prepared[first : first + PAIRS_PER_BATCH]
+        base.update({line.pair: line for line in baselines(runner, part, scorer)})
         if progress:
             progress("baselines", len(base), len(prepared))
     unrunnable = {pair.index: reason for pair in prepared if (reason := _why_not_run(pair, base[pair.index]))}
@@ -218,21 +194,7 @@ def set_up(
     used = tuple(pair.index for pair in prepared if pair.index not in unrunnable)
     reasons = {**unrunnable, **no_gap}
     excluded = tuple((prepared[index].id, reasons[index]) for index in sorted(reasons))
-    return Experiment(model, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed)
-
-
-def values_per_run(anatomy: Anatomy, site: str, length: int) -> int:
-    """How many numbers a run of `length` tokens holds at a site; for a module path at most the widest of all."""
-    neurons = anatomy.d_mlp or 4 * anatomy.d_model
-    widths = {"mlp_act": neurons, "logits": anatomy.vocab, "pattern": anatomy.n_heads * length}
-    heads = dict.fromkeys(("q", "z"), anatomy.n_heads * anatomy.d_head)
-    groups = dict.fromkeys(("k", "v"), anatomy.n_kv_heads * anatomy.d_head)
-    residual = dict.fromkeys(
-        ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "final_norm"), anatomy.d_model
-    )
-    known = {**residual, **heads, **groups, **widths}
-    unknown = anatomy.vocab if site == anatomy.head else max(2 * neurons, 3 * anatomy.d_model)
-    return length * known.get(site, unknown)
+    return Experiment(runner, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed)
 
 
 def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> dict[str, float]:
@@ -247,7 +209,7 @@ def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> di
     floor: dict[str, float] = {}
     for cell, pair in _sample(experiment, cells, count, "floor"):
         for outcome in run_cells(
-            experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, self_patch=True
+            experiment.executor, [cell], [pair], experiment.scorer, experiment.prepared, self_patch=True
         ):
             if outcome.status != "ok":
                 continue
@@ -266,7 +228,7 @@ def check_parity(
     found: Callable[[str, Cell, int, str], float | None],
     tolerance: float,
 ) -> Parity:
-    """Recompute random cells, each alone in one pair, and compare with what the study found.
+    """Recompute random cells with the reference executor, each alone in one pair, and compare with what was found.
 
     Cells that are skipped in a pair, or failed, have no number to compare; others are drawn in their place.
 
@@ -278,6 +240,7 @@ def check_parity(
         tolerance: largest difference allowed.
     """
     worst, values, compared = 0.0, 0, set[tuple[Cell, int]]()
+    reference = make_executor(experiment.model, "reference", experiment.executor.memory_gb)
     for cell, pair in _sample(experiment, cells, max(MOST_DRAWS, 10 * count), "parity"):
         if len(compared) >= count:
             break
@@ -287,7 +250,7 @@ def check_parity(
         if not known or (cell, pair.index) in compared:
             continue
         means = experiment.means((cell,))
-        for outcome in run_cells(experiment.model, [cell], [pair], experiment.scorer, experiment.prepared, means):
+        for outcome in run_cells(reference, [cell], [pair], experiment.scorer, experiment.prepared, means):
             for name, value in outcome.scores.items():
                 other = found(pair.id, cell, outcome.seed, name)
                 if other is not None:
@@ -307,8 +270,8 @@ def _sample(experiment: Experiment, cells: Sequence[Cell], count: int, what: str
 
 def _why_not_run(pair: Prepared, base: Baseline) -> str | None:
     values = [*base.clean.values(), *(value for line in base.corrupted.values() for value in line.values())]
-    if not all(np.isfinite(values)):
-        return "the unpatched runs give a value that is not finite"
+    if base.trouble or not all(np.isfinite(values)):
+        return f"the unpatched runs give a value that is not finite{base.trouble and f' ({base.trouble})'}"
     if not pair.draws and not pair.ablations:
         return "this corruption found nothing to put in place of the pair's values"
     return None

@@ -38,6 +38,16 @@ class Scorer:
         """Whether some metric compares with the clean run's distribution."""
         return any(metric.needs_clean for metric in self.metrics.values())
 
+    @property
+    def needs_vocabulary(self) -> bool:
+        """Whether some metric looks at more logits than those of the answers."""
+        return not all(metric.reads_answers_only for metric in self.metrics.values())
+
+    def tokens_read(self, pair: Prepared) -> tuple[int, ...]:
+        """The token ids whose logits are looked at where `needs_vocabulary` is False."""
+        answers = (*pair.tokens.correct, *pair.tokens.incorrect)
+        return tuple(dict.fromkeys(token for answer in answers for token in answer))
+
     def continuations(self, pair: Prepared) -> tuple[Continuation, ...]:
         """What the prompts of this pair must be continued by, without repetition; () is the bare prompt."""
         wanted: list[Continuation] = []
@@ -50,19 +60,22 @@ class Scorer:
         logits: Tensor,
         jobs: Sequence[tuple[Prepared, Continuation]],
         clean_logits: Mapping[int, Tensor],
+        columns: Tensor | None = None,
     ) -> list[dict[str, float]]:
         """Partial scores of each row: metric name (and answer number) -> number.
 
         Args:
             logits: [rows, len(continuation) + 1, vocab], all rows with equally long continuations.
+            columns: token ids that the last axis of `logits` stands for; None for the whole vocabulary.
             jobs: the pair and continuation of each row.
             clean_logits: pair index -> logits of the clean run after the prompt, where a metric needs them.
         """
         scores: list[dict[str, float]] = [{} for _ in jobs]
+        place = None if columns is None else {token: at for at, token in enumerate(columns.tolist())}
         for name, metric in self.metrics.items():
             for key, members in _rows_for(metric, name, jobs).items():
                 rows = [row for row, _ in members]
-                targets = [_target(jobs[row][0], answer, metric, clean_logits) for row, answer in members]
+                targets = [_target(jobs[row][0], answer, metric, clean_logits, place) for row, answer in members]
                 read = logits[rows][:, :1] if metric.scores == "first_token" else logits[rows]
                 for row, value in zip(rows, metric.score(read, targets).tolist(), strict=True):
                     scores[row][str(key)] = value
@@ -100,7 +113,19 @@ def _rows_for(
     return rows
 
 
-def _target(pair: Prepared, answer: int | None, metric: Metric, clean_logits: Mapping[int, Tensor]) -> Target:
+def _target(
+    pair: Prepared,
+    answer: int | None,
+    metric: Metric,
+    clean_logits: Mapping[int, Tensor],
+    place: Mapping[int, int] | None,
+) -> Target:
     correct = pair.tokens.correct if answer is None else (pair.tokens.correct[answer],)
     clean = clean_logits[pair.index] if metric.needs_clean else None
-    return Target(correct, pair.tokens.incorrect, clean)
+    if place is None:
+        return Target(correct, pair.tokens.incorrect, clean)
+    # where only some columns are there, a token is where its column is
+    right, wrong = (
+        tuple(tuple(place[token] for token in one) for one in part) for part in (correct, pair.tokens.incorrect)
+    )
+    return Target(right, wrong, clean)

@@ -39,6 +39,8 @@ class Metric(ABC):
         needs_clean: `Target.clean_logits` must be given.
         single_token: every answer must be a single token (a multi-token answer is an input error, not a silent cut);
             where False the first token of each answer is scored.
+        reads_answers_only: no logits are looked at but those of the answers' tokens, so that no others need be
+            computed.
         signed: a change without meaning is as likely to raise the value as to lower it. False for a distance from the
             clean run, which any change moves the same way: its effects are described, but not tested by sign flips.
     """
@@ -51,6 +53,7 @@ class Metric(ABC):
     needs_clean: ClassVar[bool] = False
     single_token: ClassVar[bool] = True
     signed: ClassVar[bool] = True
+    reads_answers_only: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, logits: Float[Tensor, "rows positions vocab"], targets: list[Target]) -> Float[Tensor, " rows"]:

@@ -33,6 +33,7 @@ class LogitDiff(Metric):
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     higher_is_better: ClassVar[bool] = True
     needs_incorrect: ClassVar[bool] = True
+    reads_answers_only: ClassVar[bool] = True
 
     def score(self, logits: Float[Tensor, "rows positions vocab"], targets: list[Target]) -> Float[Tensor, " rows"]:
         """Score every row; only the columns of the answers are read.

@@ -34,6 +34,7 @@ class MeanLogitDiff(Metric):
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     higher_is_better: ClassVar[bool] = True
     needs_incorrect: ClassVar[bool] = True
+    reads_answers_only: ClassVar[bool] = True
     single_token: ClassVar[bool] = False
 
     def score(self, logits: Float[Tensor, "rows positions vocab"], targets: list[Target]) -> Float[Tensor, " rows"]:

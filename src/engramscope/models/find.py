@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from engramscope.models.site import ModelLogits, Port, ResidMid, SiteAccess
 from engramscope.models.writes import Writes, find_writes
 
 Accesses = Mapping[tuple[str, int | None], SiteAccess]
+Phase = int | Literal["stem", "tail", "between"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Found:
         widths: width of the output [batch, seq, width] of each module that was called once and returned one; these are
             the modules that can be patched by their path.
         not_patchable: for each other module that was called, why not.
+        phases: when each of these modules has its output: "stem" (before the first block), the number of the block
+            that it is in, "tail" (after the last block), "between" (anything else).
     """
 
     anatomy: Anatomy
     accesses: Accesses
     widths: Mapping[str, int]
     not_patchable: Mapping[str, str]
+    phases: Mapping[str, Phase]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def find(hf: Any) -> Found:
         if access is not None
     }
     widths, others = _module_paths(parts.recording)
-    return Found(_anatomy(hf, parts, blocks, n_heads, refusals), accesses, widths, others)
+    phases: dict[str, Phase] = {path: _phase(path, parts) for path in widths}
+    return Found(_anatomy(hf, parts, blocks, n_heads, refusals), accesses, widths, others, phases)
 
 
 def without_sites(found: Found, reasons: Mapping[str, str]) -> Found:
@@ -237,6 +242,18 @@ def _down_projection(hf: nn.Module, parts: Parts, layer: int, writes: Writes | N
 def _child_of(block: str, path: str) -> str:
     """The direct child of `block` that holds `path`."""
     return f"{block}.{path.removeprefix(block + '.').split('.')[0]}"
+
+
+def _phase(path: str, parts: Parts) -> Phase:
+    for layer, block in enumerate(parts.blocks):
+        if below(path, block):
+            return layer
+    call, first, last = (parts.recording.once(name) for name in (path, parts.blocks[0], parts.blocks[-1]))
+    if call is None or first is None or last is None:
+        return "between"
+    if call.end < first.start:
+        return "stem"
+    return "tail" if call.end > last.end else "between"
 
 
 def _module_paths(recording: Recording) -> tuple[dict[str, int], dict[str, str]]:

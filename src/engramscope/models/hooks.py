@@ -56,7 +56,9 @@ def attached(hooks: Sequence[Hook]) -> Iterator[None]:
 
 
 @contextmanager
-def taps(model: Tappable, wanted: Sequence[tuple[SiteAccess, Tap]]) -> Iterator[None]:
+def taps(
+    model: Tappable, wanted: Sequence[tuple[SiteAccess, Tap]], *, at: nn.Module | None = None, copies: bool = True
+) -> Iterator[None]:
     """Read or replace values at sites during the forwards of a context.
 
     Each function is called with the value of its site as the model computes it: `[batch, seq, width]`, for a pattern
@@ -69,12 +71,15 @@ def taps(model: Tappable, wanted: Sequence[tuple[SiteAccess, Tap]]) -> Iterator[
     Args:
         model: the model (its `hf` is the module that will be called inside the context).
         wanted: where (`model.site(...)`), and what to do there.
+        at: the block whose input says how many rows and positions there are, where only that block is called.
+        copies: False where every function leaves its argument as it is, and returns a tensor of its own.
 
     Raises:
         ValueError: (inside the forward) a function returned a tensor of another shape.
     """
     shape = _BatchShape()
-    hooks = [Hook(model.first_block, "input", shape.note)]
+    hooks = [Hook(at or model.first_block, "input", shape.note)]
+    checked = _checked if copies else _unchecked
     patterns: list[tuple[nn.Module, Tap]] = []
     late: list[Hook] = []
     for access, fn in wanted:
@@ -86,7 +91,7 @@ def taps(model: Tappable, wanted: Sequence[tuple[SiteAccess, Tap]]) -> Iterator[
         elif isinstance(access, ModelLogits):
             hooks.append(Hook(model.hf, "output", checked(fn, "the logits")))
         elif isinstance(access, ResidMid):
-            late += _resid_mid_hooks(access, fn, shape)
+            late += _resid_mid_hooks(access, checked(fn, "resid_mid"), shape)
         else:
             hooks.append(_hook(access, shape.by_token(checked(fn, access.path))))
     with ExitStack() as stack:
@@ -96,7 +101,7 @@ def taps(model: Tappable, wanted: Sequence[tuple[SiteAccess, Tap]]) -> Iterator[
         yield
 
 
-def checked(fn: Tap, where: str) -> Tap:
+def _checked(fn: Tap, where: str) -> Tap:
     """`fn` on a copy of the value, with its result copied and held to the value's shape, dtype and device."""
 
     def call(value: Tensor) -> Tensor | None:
@@ -111,6 +116,11 @@ def checked(fn: Tap, where: str) -> Tap:
         return new.to(device=value.device, dtype=value.dtype, copy=True)
 
     return call
+
+
+def _unchecked(fn: Tap, where: str) -> Tap:
+    del where
+    return fn
 
 
 def output_tensor(output: Any) -> Tensor | None:
@@ -213,14 +223,13 @@ class _BatchShape:
 def _resid_mid_hooks(access: ResidMid, fn: Tap, shape: _BatchShape) -> list[Hook]:
     """Read `resid_pre` and `attn_out` of one forward, give their sum to `fn`, write its result through `attn_out`."""
     pre: list[Tensor] = []
-    tap = checked(fn, "resid_mid")
 
     def keep(value: Tensor) -> None:
         pre[:] = [value.clone()]
 
     def write(added: Tensor) -> Tensor | None:
         middle = pre[0] + added
-        new = tap(middle)
+        new = fn(middle)
         if new is None:
             return None
         # `new - resid_pre`; where nothing changed exactly `added`, in a form through which gradients reach `new`

@@ -16,6 +16,9 @@ from transformers.masking_utils import eager_mask
 NAME = "engramscope"
 #: attribute of an attention module that holds its functions, for the time of `pattern_hooks` only
 _SLOT = "_engramscope_pattern"
+#: the name under which attention is handed to a router, and its slot in the module for that time
+PACKED = "engramscope_packed"
+_ROUTER = "_engramscope_router"
 
 PatternTap = Callable[[Tensor], Tensor | None]
 
@@ -36,20 +39,55 @@ def pattern_hooks(hf: nn.Module, hooks: Sequence[tuple[nn.Module, PatternTap]]) 
     for module, fn in hooks:
         by_module[module].append(fn)
     outer = {module: module.__dict__.get(_SLOT) for module in by_module}
+    with _implementation(hf, NAME):
+        try:
+            for module, fns in by_module.items():
+                module.__dict__[_SLOT] = [*(outer[module] or ()), *fns]
+            yield
+        finally:
+            for module, before in outer.items():
+                if before is None:
+                    module.__dict__.pop(_SLOT, None)
+                else:
+                    module.__dict__[_SLOT] = before
+
+
+@contextmanager
+def rerouted_interface(hf: nn.Module, modules: Sequence[nn.Module], router: Callable[..., Any]) -> Iterator[None]:
+    """Hand the queries, keys and values of these attention modules to `router`, and make no masks.
+
+    Args:
+        hf: the model.
+        modules: attention modules that use the attention interface.
+        router: called as (module, query, key, value, args, kwargs); returns (output, weights).
+    """
+    with without_masks(hf):
+        try:
+            for module in modules:
+                module.__dict__[_ROUTER] = router
+            yield
+        finally:
+            for module in modules:
+                module.__dict__.pop(_ROUTER, None)
+
+
+@contextmanager
+def without_masks(hf: nn.Module) -> Iterator[None]:
+    """No attention mask is made: for tokens in one row that belong to many runs it would be huge, and wrong."""
+    _register()
+    with _implementation(hf, PACKED):
+        yield
+
+
+@contextmanager
+def _implementation(hf: nn.Module, name: str) -> Iterator[None]:
     configs = [(config, config._attn_implementation_internal) for config in attention_configs(hf)]
     try:
         for config, _ in configs:
             # the plain attribute: the property's setter would reach into sub-configurations
-            config._attn_implementation_internal = NAME
-        for module, fns in by_module.items():
-            module.__dict__[_SLOT] = [*(outer[module] or ()), *fns]
+            config._attn_implementation_internal = name
         yield
     finally:
-        for module, before in outer.items():
-            if before is None:
-                module.__dict__.pop(_SLOT, None)
-            else:
-                module.__dict__[_SLOT] = before
         for config, implementation in configs:
             config._attn_implementation_internal = implementation
 
@@ -83,6 +121,25 @@ def _register() -> None:
     if NAME not in AttentionInterface._global_mapping:
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, eager_mask)
+        AttentionInterface.register(PACKED, _handed_on)
+        AttentionMaskInterface.register(PACKED, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+
+
+def _handed_on(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    del attention_mask
+    return module.__dict__[_ROUTER](module, query, key, value, args, kwargs)
 
 
 def _attention(

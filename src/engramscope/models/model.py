@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engramscope.errors import ModelError, SiteError
 from engramscope.models.anatomy import Anatomy
-from engramscope.models.find import Found, find, without_sites
+from engramscope.models.find import Found, Phase, find, without_sites
 from engramscope.models.interface import attention_configs
 from engramscope.models.probe import SEQ, close, forward, random_tokens
 from engramscope.models.site import GLOBAL_SITES, SITE_SHAPES, SITES, Port, SiteAccess, is_module_path
@@ -37,7 +37,19 @@ class Model:
         checks: the outcome of the self-checks at load; empty if they were not asked for.
     """
 
-    __slots__ = ("_accesses", "_hash", "_paths", "anatomy", "checks", "hf", "name", "revision", "source", "tokenizer")
+    __slots__ = (
+        "_accesses",
+        "_hash",
+        "_paths",
+        "_phases",
+        "anatomy",
+        "checks",
+        "hf",
+        "name",
+        "revision",
+        "source",
+        "tokenizer",
+    )
 
     hf: Any
     tokenizer: Any
@@ -49,6 +61,7 @@ class Model:
     _accesses: dict[tuple[str, int | None], SiteAccess]
     _hash: str | None
     _paths: tuple[dict[str, int], dict[str, str]]
+    _phases: dict[str, Phase]
 
     def __init__(
         self, hf: Any, tokenizer: Any, found: Found, *, name: str, source: Origin, revision: str | None = None
@@ -56,7 +69,7 @@ class Model:
         values = {
             "hf": hf, "tokenizer": tokenizer, "anatomy": found.anatomy, "name": name, "source": source,
             "revision": revision, "checks": (), "_accesses": dict(found.accesses), "_hash": None,
-            "_paths": (dict(found.widths), dict(found.not_patchable)),
+            "_paths": (dict(found.widths), dict(found.not_patchable)), "_phases": dict(found.phases),
         }  # fmt: skip
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -175,6 +188,10 @@ class Model:
             "d_head": self.anatomy.d_head, "d_mlp": self.anatomy.d_mlp, "vocab": self.anatomy.vocab,
         }  # fmt: skip
         return tuple(sizes.get(word) or word for word in SITE_SHAPES[site])
+
+    def phase(self, path: str) -> Phase:
+        """When a module that can be patched by its path has its output: "stem", its block, "tail" or "between"."""
+        return self._phases.get(path, "between")
 
     def weight_hash(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights and buffers that are saved.

@@ -1,0 +1,42 @@
+"""One (case, tool) in a process of its own: `python -m benchmarks.worker '{...}' RESULT.json`.
+
+A fresh process for every row, so that no tool finds the memory, the threads or the hooks that another one left.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import case_named
+from benchmarks.results import Settings
+
+TOOLS = {
+    "engramscope": "benchmarks.with_engramscope",
+    "transformer_lens": "benchmarks.with_transformer_lens",
+    "nnsight": "benchmarks.with_nnsight",
+}
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    settings = Settings(**request["settings"])
+    warnings.simplefilter("ignore")  # those of the libraries; faults are exceptions
+    torch.set_num_threads(settings.threads)
+    if request["case"] == "growth":
+        result = importlib.import_module("benchmarks.growth").run(settings)
+    else:
+        case = case_named(request["case"], quick=settings.quick)
+        result = importlib.import_module(TOOLS[request["tool"]]).run(case, settings)
+    result.details["load"] = list(os.getloadavg())  # a busy machine shows
+    result.save(Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Choose how a model's runs are executed, after trying it out on a few tokens of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from engramscope.engine import reference, traversal
+from engramscope.engine.answered import Answered
+from engramscope.engine.budget import Budget, budget_for
+from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Patch, Plan, Readout
+from engramscope.engine.stages import UnsupportedPlanError
+from engramscope.engine.traversal import Way
+from engramscope.errors import ModelError
+from engramscope.models.drive import example_outputs
+from engramscope.models.model import Model
+from engramscope.models.probe import random_tokens
+from engramscope.models.routes import route_of
+from engramscope.models.site import GLOBAL_SITES
+
+Kind = Literal["traversal", "reference"]
+#: rounding that may differ between two orders of the same sums, relative to the largest logit
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+#: sites of the trial: one for every way in which a run can begin to differ
+_TRIED = ("embed", "resid_pre", "k", "v", "q", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Executes plans on one model. Made by `make_executor`.
+
+    Attributes:
+        model: the model.
+        kind: what was asked for.
+        way: how it is done: "packed" (tokens of all runs side by side), "rows" (rows of padded batches, born at their
+            first patched layer) or "reference" (a whole forward for every run).
+        note: why it is not done the fastest way; "" where it is.
+        memory_gb: what may be added to the model, in GiB.
+    """
+
+    model: Model
+    kind: Kind
+    way: Literal["packed", "rows", "reference"]
+    note: str
+    memory_gb: float
+    _way: Way | None = None
+
+    def execute(
+        self,
+        plan: Plan,
+        columns: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        skip_identities: bool = True,
+    ) -> Iterator[Answered]:
+        """Run everything in `plan` and yield the logits that it asks for.
+
+        Args:
+            plan: runs and read-outs.
+            columns: run id -> token ids whose logits are wanted; None for the whole vocabulary. The reference executor
+                always gives the whole vocabulary.
+            skip_identities: do not compute what a patch leaves as it was. False measures numerical noise.
+
+        Yields:
+            `Answered`; every read-out once, in an order of the executor's choice.
+
+        Raises:
+            ModelError: the model is in training mode, or a part of it is: dropout would be taken for an effect.
+            SiteError: the model does not offer a patched site.
+        """
+        ensure_evaluation(self.model.hf, self.model.name)
+        if self._way is not None and plan.readouts:
+            try:
+                longest = max((len(base.tokens) for base in plan.bases), default=1)
+                budget = budget_for(self.model, self.memory_gb, longest)
+                yield from traversal.execute(self._way, plan, budget, columns, skip_identities=skip_identities)
+                return
+            except UnsupportedPlanError:
+                pass  # found out before anything was answered
+        yield from reference.execute(self.model, plan)
+
+
+def make_executor(model: Model, kind: Kind = "traversal", memory_gb: float = 4.0) -> Executor:
+    """Find the fastest way that gives the same logits as the reference executor on this model.
+
+    A handful of short runs with a patch at every kind of site goes both ways. Where they differ by more than rounding,
+    or the traversal cannot be done, the next slower way is tried; `Executor.note` says why.
+
+    Args:
+        model: the model.
+        kind: "traversal", or "reference" for whole forwards.
+        memory_gb: what may be added to the model, in GiB.
+
+    Raises:
+        ModelError: the model is in training mode.
+    """
+    ensure_evaluation(model.hf, model.name)
+    if kind == "reference":
+        return Executor(model, kind, "reference", "", memory_gb)
+    if any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks):
+        note = "Hooks of your own are on the model's blocks, and every run must pass them"
+        return Executor(model, kind, "reference", note, memory_gb)
+    trial = _trial(model)
+    wanted = _logits(reference.execute(model, trial))
+    forms = _forms(model)
+    note = ""
+    for name in ("packed", "rows"):
+        route = route_of(model.anatomy) if name == "packed" else None
+        if name == "packed" and route is None:
+            note = f"the attention of {type(model.hf).__name__} is not on the attention interface of transformers"
+            continue
+        way = Way(model, forms, route, narrow=False)
+        why = _why_not(way, trial, wanted, columns=None)
+        if not why:
+            narrow = isinstance(model.hf.get_submodule(model.anatomy.head), nn.Linear)
+            if narrow:
+                narrow = not _why_not(Way(model, forms, route, narrow=True), trial, wanted, columns=(1, 3))
+            return Executor(model, kind, name, note, memory_gb, Way(model, forms, route, narrow))
+        note = "; ".join(part for part in (note, f"{name}: {why}") if part)
+    return Executor(model, kind, "reference", note, memory_gb)
+
+
+def ensure_evaluation(hf: nn.Module, name: str) -> None:
+    """Refuse a model of which any part is in training mode.
+
+    Raises:
+        ModelError: names the first such module.
+    """
+    training = next((path for path, module in hf.named_modules() if module.training), None)
+    if training is not None:
+        where = f"its module {training}" if training else "it"
+        raise ModelError(
+            f"{name} cannot be patched while {where} is in training mode: dropout would be taken for an effect. "
+            "Call model.hf.eval() first."
+        )
+
+
+def _forms(model: Model) -> tuple[object, ...]:
+    return tuple(example_outputs(model.hf, model.blocks, random_tokens(model.hf, 1, 2, seed=21)))
+
+
+def _trial(model: Model) -> Plan:
+    """Prompts of two lengths that share a beginning, patched at every kind of site in the first and last block."""
+    tokens = [int(token) for token in random_tokens(model.hf, 1, 12, seed=22)[0]]
+    prompts = {"one": tuple(tokens[:6]), "other": (*tokens[:2], tokens[7], *tokens[3:6]), "short": tuple(tokens[8:12])}
+    bases = tuple(BaseRun(name, ids) for name, ids in prompts.items())
+    derived: list[DerivedRun] = []
+    for site in _TRIED:
+        if site not in model.sites:
+            continue
+        for layer in (None,) if site in GLOBAL_SITES else sorted({0, model.anatomy.n_layers - 1}):
+            pairs = [("one", "other", (2, 3)), ("other", "one", (4,)), ("short", "one", (1,))]
+            for base, source, positions in pairs[: 2 if site == "pattern" else 3]:
+                patch = Patch(site, layer, positions, FromRun(source, positions))
+                derived.append(DerivedRun(f"{len(derived)}", base, (patch,)))
+    readouts = [Readout(name, (len(ids) - 1,)) for name, ids in prompts.items()]
+    readouts += [Readout(run.id, (len(prompts[run.base]) - 1,)) for run in derived]
+    return Plan(bases, tuple(derived), tuple(readouts))
+
+
+def _logits(answers: Iterator[Answered]) -> dict[str, torch.Tensor]:
+    return {run: row for answered in answers for run, row in zip(answered.runs, answered.logits, strict=True)}
+
+
+def _why_not(way: Way, trial: Plan, wanted: Mapping[str, torch.Tensor], columns: tuple[int, ...] | None) -> str:
+    """Why a way does not do on this model; "" where it does."""
+    per_run = None if columns is None else dict.fromkeys(wanted, columns)
+    budget = Budget(2.0**30, 64)
+    try:
+        found = _logits(traversal.execute(way, trial, budget, per_run, skip_identities=False))
+    except Exception as error:  # noqa: BLE001 - whatever an architecture does not bear, there is a slower way
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    worst = 0.0
+    for run, row in wanted.items():
+        theirs = row if columns is None else row[..., list(columns)]
+        scale = row.abs().amax().clamp(min=torch.finfo(row.dtype).tiny)
+        difference = float((found[run] - theirs).abs().amax() / scale)
+        worst = max(worst, difference if difference == difference else float("inf"))
+    allowed = _TOLERANCE.get(way.model.dtype, 1e-4)
+    return "" if worst <= allowed else f"its logits differ by {worst:.2g} of their size from whole forwards"
