@@ -37,29 +37,35 @@ def main() -> int:
         device=arguments.device,
         threads=arguments.threads or os.cpu_count() or 1,
         executor=arguments.executor,
+        profile=arguments.profile,
     )
     console = Console(width=None if sys.stdout.isatty() else 200)
     facts = machine.facts(settings)
-    console.print(f"{facts['processor']}, {settings.threads} threads, {facts['device']}; load {facts['load'][0]:.1f}")
+    console.print(f"{facts['processor']}, {settings.threads} threads, {facts['device']}")
     names = arguments.cases or [*(case.name for case in CASES if _fits(case, settings)), GROWTH]
     tools = list(dict.fromkeys(["engramscope", *arguments.tools]))  # nothing can be compared without our numbers
-    rows, growth = [], None
+    rows: list[Row] = []
+    growth = None
     for name in names:
         if name == GROWTH:
             growth = _run(GROWTH, "engramscope", settings, console)
-            continue
-        case = case_named(name, quick=settings.quick)
-        results = {tool: _run(name, tool, settings, console) for tool in tools}
-        rows.append(compare(case, results, timed=not settings.quick, on_cuda=settings.device.startswith("cuda")))
+        else:
+            results = {tool: _run(name, tool, settings, console) for tool in tools}
+            case, on_cuda = case_named(name, quick=settings.quick), settings.device.startswith("cuda")
+            rows.append(compare(case, results, timed=not settings.quick, on_cuda=on_cuda))
+        _save(arguments.out, rows, growth, settings, facts)  # after every case: a long run may be interrupted
     console.print(show.terminal_table(rows))
-    show.print_notes(rows, console)
-    _save(arguments.out, rows, growth, settings, facts, console)
+    usable = growth if growth is not None and growth.ok else None
+    for line in [*show.notes(rows), *show.growth_lines(usable), *show.profile_lines(rows)]:
+        console.print(line, markup=False)
+    console.print(f"Saved in {arguments.out}", markup=False)
     if arguments.write_docs:
-        show.write_into(_ROOT / "docs" / "benchmarks.md", show.markdown(rows, facts, _usable(growth)))
-    for row in rows:
-        for error in row.errors:
-            console.print(f"ERROR in {row.case.name}: {error}", style="red", markup=False)
-    return int(any(row.errors for row in rows) or (growth is not None and not growth.ok))
+        show.write_into(_ROOT / "docs" / "benchmarks.md", show.markdown(rows, facts, usable))
+    errors = [f"{row.case.name}: {error}" for row in rows for error in row.errors]
+    errors += [f"{GROWTH}: {growth.status}"] if growth is not None and not growth.ok else []
+    for error in errors:
+        console.print(f"ERROR in {error}", style="red", markup=False)
+    return int(bool(errors))
 
 
 def _arguments() -> argparse.Namespace:
@@ -74,6 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: all cores)")
     parser.add_argument("--executor", default="traversal", choices=("traversal", "reference"))
+    parser.add_argument("--profile", action="store_true", help="say which operations take Engramscope's time")
     parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks" / "results", help="where results are saved")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/benchmarks.md")
     return parser.parse_args()
@@ -97,7 +104,7 @@ def _run(case: str, tool: str, settings: Settings, console: Console) -> Result:
     """One case with one tool, in a new process."""
     if importlib.util.find_spec(TOOLS[tool]) is None:
         return Result(case, tool, status="not installed")
-    console.print(f"{case}: {tool} ...", markup=False)
+    console.print(f"{case}: {tool} ... ", markup=False, end="")
     threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     request = json.dumps({"case": case, "tool": tool, "settings": asdict(settings)})
@@ -112,19 +119,16 @@ def _run(case: str, tool: str, settings: Settings, console: Console) -> Result:
             check=False,
         )
         if done.returncode == 0 and path.exists():
-            return Result.load(path)
+            result = Result.load(path)
+            console.print("done" if case == GROWTH else f"{result.seconds:.3g} s")
+            return result
     console.print(done.stderr[-3000:], markup=False)
     last = done.stderr.strip().splitlines()[-1:] or ["no message"]
     return Result(case, tool, status=f"failed with exit code {done.returncode}: {last[0]}")
 
 
-def _usable(growth: Result | None) -> Result | None:
-    return growth if growth is not None and growth.ok else None
-
-
-def _save(
-    out: Path, rows: list[Row], growth: Result | None, settings: Settings, facts: dict[str, object], console: Console
-) -> None:
+def _save(out: Path, rows: list[Row], growth: Result | None, settings: Settings, facts: dict[str, object]) -> None:
+    """JSON, the table as Markdown, and the figures."""
     out.mkdir(parents=True, exist_ok=True)
     everything = {
         "schema": 1,
@@ -135,13 +139,11 @@ def _save(
     }
     kind = f"{settings.device.split(':')[0]}{'-quick' if settings.quick else ''}"
     (out / f"benchmark-{kind}.json").write_text(json.dumps(everything, indent=1, ensure_ascii=False), encoding="utf-8")
-    usable = _usable(growth)
+    usable = growth if growth is not None and growth.ok else None
     (out / f"benchmark-{kind}.md").write_text(show.markdown(rows, facts, usable), encoding="utf-8")
     show.draw_times(rows, out / f"times-{kind}.png")
     if usable is not None:
-        show.print_growth(usable, console)
         show.draw_growth(usable, out / f"growth-{kind}.png")
-    console.print(f"Saved in {out}", markup=False)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ def facts(settings: Settings) -> dict[str, Any]:
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
-        "load": list(os.getloadavg()),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import resource
 import statistics
 import sys
@@ -13,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import Sizes
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR, _STAT = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/stat")
 #: tokens in the products by which the rate is measured
 _TOKENS = {"cpu": 1536, "cuda": 16384}
 
@@ -45,6 +47,29 @@ class PeakMemory:
     def cuda_bytes(self) -> int | None:
         """The same for the GPU; None without one."""
         return torch.cuda.max_memory_allocated() - self._start_cuda if self._cuda else None
+
+
+class OtherWork:
+    """How busy other programs keep the processors while something is measured; known on Linux only."""
+
+    def __init__(self) -> None:
+        self._start = _ticks()
+
+    def share(self) -> float | None:
+        """Part of all processor time since the start that was neither idle nor ours; None where it is not known."""
+        if self._start is None or (end := _ticks()) is None:
+            return None
+        busy, every, own = (after - before for before, after in zip(self._start, end, strict=True))
+        return max(0.0, busy - own) / every if every > 0 else 0.0
+
+
+def _ticks() -> tuple[float, float, float] | None:
+    """Seconds of all processors together since the machine was started: not idle, all; and those of this process."""
+    if not _STAT.exists():
+        return None
+    ticks = [int(text) / os.sysconf("SC_CLK_TCK") for text in _STAT.read_text().splitlines()[0].split()[1:9]]
+    own = os.times()
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own.user + own.system  # the fourth and fifth: idle, waiting
 
 
 def _reset_high_water() -> bool:
@@ -85,6 +110,25 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
     work()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def profile_of(work: Callable[[], object], device: str, count: int = 12) -> list[dict[str, float | str]]:
+    """Which operations of torch take the time of `work`: the longest first, each without those that it calls.
+
+    The profiler itself takes time, most of all for small operations: these are shares, not seconds to compare.
+    """
+    cuda = device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        taken = seconds_of(work, device)
+    rows = [
+        (event.self_device_time_total if cuda else event.self_cpu_time_total, event.key, event.count)
+        for event in profiler.key_averages()
+    ]
+    return [
+        {"operation": key, "share": time / 1e6 / taken, "calls": calls}
+        for time, key, calls in sorted(rows, reverse=True)[:count]
+    ]
 
 
 def matmul_rate(sizes: Sizes, device: str, repeats: int = 9) -> float:

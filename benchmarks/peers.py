@@ -91,7 +91,7 @@ def measure(tool: str, peer: Peer, case: Case, settings: Settings) -> Result:
         values[index] = torch.cat(found).view(case.draws, case.n_pairs).cpu()  # waits for the device
         each.append(time.perf_counter() - begin)
     host, cuda = peak.host_bytes(), peak.cuda_bytes()
-    per_cell = sum(each) / len(each)
+    per_cell = statistics.median(each)
     return Result(
         case.name,
         tool,

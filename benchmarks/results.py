@@ -22,6 +22,7 @@ class Settings:
         device: of torch.
         threads: of torch, for matrix products.
         executor: of Engramscope.
+        profile: after the timed runs, run Engramscope once more and say which operations take the time.
     """
 
     quick: bool = False
@@ -31,6 +32,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 0
     executor: Literal["traversal", "reference"] = "traversal"
+    profile: bool = False
 
 
 @dataclass

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import PEERS, Row
@@ -21,6 +20,8 @@ COLUMNS = (
     "case", "cells", "Engramscope", "cells/s", "peak memory", "TransformerLens", "ratio", "nnsight", "ratio",
     "floor", "share", "largest difference", "targets",
 )  # fmt: skip
+#: part of the processors that others may take before the seconds are called in question
+BUSY = 0.05
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
 
@@ -71,10 +72,10 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any], growth: Result | None) 
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(cells_of_row(row)) + " |" for row in rows),
         "",
-        *_notes(rows),
+        *notes(rows),
     ]
-    if growth is not None:
-        lines += ["", "Growth of the cost, everything else held fixed:", "", *(_growth_lines(growth))]
+    for more in (growth_lines(growth), profile_lines(rows)):
+        lines += ["", *more] if more else []
     return "\n".join(lines) + "\n"
 
 
@@ -91,16 +92,54 @@ def write_into(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
-def print_growth(growth: Result, console: Console) -> None:
-    """Fits and residuals."""
-    for line in _growth_lines(growth):
-        console.print(line, markup=False)
-
-
-def print_notes(rows: Sequence[Row], console: Console) -> None:
+def notes(rows: Sequence[Row]) -> list[str]:
     """What stands below the table."""
-    for note in _notes(rows):
-        console.print(note, markup=False)
+    lines = [
+        "Ratios: how many times longer the library takes than Engramscope; in brackets, if it were asked for the "
+        "logits of the last position only, which none of its sweep helpers does.",
+    ]
+    results = [result for row in rows for result in row.results.values()]
+    others = max((result.details.get("other_work") or 0.0 for result in results), default=0.0)
+    if others > BUSY:
+        lines.append(f"WARNING: other programs took up to {others:.0%} of the processors; these seconds mean little.")
+    rates = [
+        row.results["engramscope"].details["rate_flops"]
+        for row in rows
+        if "engramscope" in row.results and row.results["engramscope"].ok
+    ]
+    if rates:
+        low, high = min(rates) / 1e9, max(rates) / 1e9
+        lines += [
+            f"Floor: at {low:,.0f} to {high:,.0f} GFLOP/s, measured beside each case in the same process.",
+            "Share: floor by measured time; in brackets, the same for what the runs take in whole blocks.",
+        ]
+        ways = {(r.details["kind"], r.details["way"]) for row in rows if (r := row.results["engramscope"]).ok}
+        lines.append("Executor: " + "; ".join(f"{kind}, {way}" for kind, way in sorted(ways)) + ".")
+    return lines
+
+
+def growth_lines(growth: Result | None) -> list[str]:
+    """The straight lines of the growth of the cost, and how far measurements are from them."""
+    if growth is None:
+        return []
+    return ["Growth of the cost, everything else held fixed:", ""] + [
+        f"* {line['variable']} {line['values'][0]} to {line['values'][-1]}: {line['intercept']:.3g} s + "
+        f"{line['slope']:.3g} s for each; largest distance from the line {line['residual']:.1%}"
+        for line in growth.details["lines"]
+    ]
+
+
+def profile_lines(rows: Sequence[Row]) -> list[str]:
+    """Where Engramscope's time goes, case by case."""
+    lines = []
+    for row in rows:
+        found = row.results["engramscope"].details.get("profile")
+        if found:
+            parts = ", ".join(
+                f"{event['operation']} {event['share']:.0%} ({event['calls']:,} calls)" for event in found
+            )
+            lines.append(f"* time of {row.case.name}: {parts}")
+    return ["Where the time goes, under a profiler that itself takes some:", "", *lines] if lines else []
 
 
 def draw_growth(growth: Result, path: Path) -> None:
@@ -173,32 +212,3 @@ def _verdict(row: Row) -> str:
         for target in row.targets
     ]
     return "; ".join(shown)
-
-
-def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [
-        "Ratios: how many times longer the library takes than Engramscope; in brackets, if it were asked for the "
-        "logits of the last position only, which none of its sweep helpers does.",
-    ]
-    rates = [
-        row.results["engramscope"].details["rate_flops"]
-        for row in rows
-        if "engramscope" in row.results and row.results["engramscope"].ok
-    ]
-    if rates:
-        low, high = min(rates) / 1e9, max(rates) / 1e9
-        notes += [
-            f"Floor: at {low:,.0f} to {high:,.0f} GFLOP/s, measured beside each case in the same process.",
-            "Share: floor by measured time; in brackets, the same for what the runs take in whole blocks.",
-        ]
-        ways = {(r.details["kind"], r.details["way"]) for row in rows if (r := row.results["engramscope"]).ok}
-        notes.append("Executor: " + "; ".join(f"{kind}, {way}" for kind, way in sorted(ways)) + ".")
-    return notes
-
-
-def _growth_lines(growth: Result) -> list[str]:
-    return [
-        f"* {line['variable']} {line['values'][0]} to {line['values'][-1]}: {line['intercept']:.3g} s + "
-        f"{line['slope']:.3g} s for each; largest distance from the line {line['residual']:.1%}"
-        for line in growth.details["lines"]
-    ]

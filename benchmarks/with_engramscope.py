@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.cases import Case
 from benchmarks.floor import Floor, floor_of
-from benchmarks.measure import PeakMemory, matmul_rate, seconds_of
+from benchmarks.measure import PeakMemory, matmul_rate, profile_of, seconds_of
 from benchmarks.results import Result, Settings
 from engramscope.locate.cells import Cell, cells_of
 from engramscope.locate.experiment import Experiment, set_up
@@ -34,6 +34,7 @@ def run(case: Case, settings: Settings) -> Result:
     while len(seconds) < settings.repeats and sum(seconds) < settings.budget_s / 2:
         seconds.append(seconds_of(sweep.run, settings.device))
         rates.append(matmul_rate(case.sizes, settings.device))
+    profiled = profile_of(sweep.run, settings.device) if settings.profile else []
     rate, floor = statistics.median(rates), floor_of(case)
     return Result(
         case.name,
@@ -50,6 +51,7 @@ def run(case: Case, settings: Settings) -> Result:
             "rate_flops": rate,
             "rates_each": rates,
             "floor": _floor_details(floor, rate, statistics.median(seconds)),
+            "profile": profiled,
             **sweep.executor_details,
         },
         patched=as_array(case, table),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import case_named
+from benchmarks.measure import OtherWork
 from benchmarks.results import Settings
 
 TOOLS = {
@@ -29,12 +29,13 @@ def main() -> None:
     settings = Settings(**request["settings"])
     warnings.simplefilter("ignore")  # those of the libraries; faults are exceptions
     torch.set_num_threads(settings.threads)
+    others = OtherWork()
     if request["case"] == "growth":
         result = importlib.import_module("benchmarks.growth").run(settings)
     else:
         case = case_named(request["case"], quick=settings.quick)
         result = importlib.import_module(TOOLS[request["tool"]]).run(case, settings)
-    result.details["load"] = list(os.getloadavg())  # a busy machine shows
+    result.details["other_work"] = others.share()
     result.save(Path(sys.argv[2]))
 
 

@@ -43,6 +43,8 @@ def for_random_plans(model: Model, examples: int, check: Callable[[Plan], object
     Hypothesis would take minutes to make a plan smaller choice by choice; `smallest` leaves out whole parts of it.
     """
 
+    failed: list[Plan] = []
+
     def fails(plan: Plan) -> bool:
         try:
             check(plan)
@@ -57,14 +59,17 @@ def for_random_plans(model: Model, examples: int, check: Callable[[Plan], object
     )  # fmt: skip
     @given(plans(model, causal))
     def run(plan: Plan) -> None:
-        if fails(plan):
-            simple = smallest(plan, fails)
-            try:
-                check(simple)
-            except Exception as error:
-                raise AssertionError(f"{type(error).__name__}: {error}\n{shown(simple)}") from error
+        if not failed and fails(plan):
+            failed.append(plan)
 
     run()
+    for plan in failed:
+        simple = smallest(plan, fails)
+        try:
+            check(simple)
+        except Exception as error:
+            error.add_note(shown(simple))
+            raise
 
 
 @pytest.mark.parametrize("family", FAMILIES)

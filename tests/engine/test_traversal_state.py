@@ -174,7 +174,6 @@ def test_a_patch_that_cannot_be_done_leaves_nothing_behind(family: str) -> None:
         Patch("z", 1, (2,), Constant(torch.zeros(3, 5))),
         Patch("mlp_out", 1, (2,), Constant(torch.zeros(1, 7))),
         Patch("z", 1, (2,), FromRun("clean", (99,))),
-        Patch("z", 1, (99,), FromRun("clean", (2,))),
         Patch("z", 1, (2,), FromRun("clean", (2,)), (17,)),
         Patch("no_such_site", 1, (2,), FromRun("clean", (2,))),
         Patch("z", 7, (2,), FromRun("clean", (2,))),

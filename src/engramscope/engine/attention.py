@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from engramscope.engine.gather import index_tensor
 from engramscope.engine.layout import Ints
@@ -23,6 +24,32 @@ class KeysOnlyError(Exception):
     """Raised inside an attention module once its keys and values are known, where nothing else of it is needed."""
 
 
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """`softmax(scaling q kᵀ + mask) v` by torch's kernel, which keeps no weights.
+
+    Args:
+        query: [rows, n_heads, queries, d_head].
+        key, value: [rows, n_kv_heads, keys, d_head].
+        mask: [rows or 1, 1, queries, keys].
+        scaling: of the scores.
+
+    Returns:
+        [rows, queries, n_heads, d_head].
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling).transpose(1, 2)
+    # the query heads of a group are queries of one head, so that keys and values need not be repeated
+    folded = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scaling)
+    return out.unflatten(2, (groups, query.shape[2])).flatten(1, 2).transpose(1, 2)
+
+
+def _scaling(kwargs: Mapping[str, Any], query: Tensor) -> float:
+    scaling = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+
+
 class PackedAttention:
     """Answers the attention modules of one layer after the other, for the rows that are being computed.
 
@@ -32,10 +59,17 @@ class PackedAttention:
         keys_only: stop when keys and values are known.
         pattern: reads and replaces the weights.
         mask: added to the scores [longest, longest].
+        differs: with `compare`, by how much the architecture's attention differed from the plain one at most.
+
+    Args:
+        route: hands over queries, keys and values, and knows the architecture's own attention.
+        plain: `softmax(scaling q kᵀ + mask) v` is all that the architecture does, so that torch's kernel will do.
+        compare: find out whether that is so.
     """
 
-    def __init__(self, route: AttentionRoute) -> None:
-        self.route = route
+    def __init__(self, route: AttentionRoute, *, plain: bool = False, compare: bool = False) -> None:
+        self.route, self.plain, self.compare = route, plain, compare
+        self.differs = 0.0
         self.rows: Rows | None = None
         self.is_base, self.keys_only = True, False
         self.numbers: Ints = np.zeros(0, np.int64)
@@ -75,14 +109,29 @@ class PackedAttention:
         keys, values = self._keys(key, 0, rows), self._keys(value, 1, rows)
         if keys is None or values is None:
             raise KeysOnlyError
-        output, weights = self.route.attend(
-            module, self._queries(query, rows), keys, values, self._mask(self.mask, query.dtype, rows), args, kwargs
-        )
-        new = None if self.pattern is None else self.pattern(weights)
-        if new is not None:
-            output = (new @ repeat_heads(values, new.shape[1])).transpose(1, 2)
+        queries, mask = self._queries(query, rows), self._mask(self.mask, query.dtype, rows)
+        if self.plain and self.pattern is None:
+            output = plain_attention(queries, keys, values, mask, _scaling(kwargs, queries))
+        else:
+            output, weights = self.route.attend(module, queries, keys, values, mask, args, kwargs)
+            new = None if self.pattern is None else self.pattern(weights)
+            if new is not None:
+                output = (new @ repeat_heads(values, new.shape[1])).transpose(1, 2)
+        if self.compare:
+            self._compare(module, queries, keys, values, mask, args, kwargs)
         flat = output.reshape(rows.count * rows.width, *output.shape[2:])
         return (flat if rows.even else flat[rows.grid])[None], None
+
+    def _compare(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, args: Any, kwargs: Any
+    ) -> None:
+        """Large scores, because a cap or a sink hardly shows in small ones."""
+        size = (query.abs().amax() * key.abs().amax()).sqrt().clamp(min=torch.finfo(query.dtype).tiny)
+        query, key = 4 * query / size, 4 * key / size
+        theirs, _ = self.route.attend(module, query, key, value, mask, args, kwargs)
+        ours = plain_attention(query, key, value, mask, _scaling(kwargs, query))
+        difference = float((ours - theirs).abs().amax() / value.abs().amax())
+        self.differs = max(self.differs, difference if difference == difference else float("inf"))
 
     def _queries(self, query: Tensor, rows: Rows) -> Tensor:
         flat = query[0] if rows.even else query[0][:, rows.spread]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from engramscope.models.site import GLOBAL_SITES
 Kind = Literal["traversal", "reference"]
 #: rounding that may differ between two orders of the same sums, relative to the largest logit
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+_TRIAL_BUDGET = Budget(2.0**30, 64)
 #: sites of the trial: one for every way in which a run can begin to differ
 _TRIED = ("embed", "resid_pre", "k", "v", "q", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
@@ -112,15 +113,23 @@ def make_executor(model: Model, kind: Kind = "traversal", memory_gb: float = 4.0
         if name == "packed" and route is None:
             note = f"the attention of {type(model.hf).__name__} is not on the attention interface of transformers"
             continue
-        way = Way(model, forms, route, narrow=False)
+        way = Way(model, forms, route)
         why = _why_not(way, trial, wanted, columns=None)
         if not why:
-            narrow = isinstance(model.hf.get_submodule(model.anatomy.head), nn.Linear)
-            if narrow:
-                narrow = not _why_not(Way(model, forms, route, narrow=True), trial, wanted, columns=(1, 3))
-            return Executor(model, kind, name, note, memory_gb, Way(model, forms, route, narrow))
+            return Executor(model, kind, name, note, memory_gb, _quickest(way, trial, wanted))
         note = "; ".join(part for part in (note, f"{name}: {why}") if part)
     return Executor(model, kind, "reference", note, memory_gb)
+
+
+def _quickest(way: Way, trial: Plan, wanted: Mapping[str, torch.Tensor]) -> Way:
+    """The same way with every shortcut that gives the same logits on this model."""
+    if traversal.attention_is_plain(way, trial, _TRIAL_BUDGET):
+        quicker = replace(way, plain=True)
+        way = way if _why_not(quicker, trial, wanted, columns=None) else quicker
+    if isinstance(way.model.hf.get_submodule(way.model.anatomy.head), nn.Linear):
+        quicker = replace(way, narrow=True)
+        way = way if _why_not(quicker, trial, wanted, columns=(1, 3)) else quicker
+    return way
 
 
 def ensure_evaluation(hf: nn.Module, name: str) -> None:
@@ -168,16 +177,13 @@ def _logits(answers: Iterator[Answered]) -> dict[str, torch.Tensor]:
 def _why_not(way: Way, trial: Plan, wanted: Mapping[str, torch.Tensor], columns: tuple[int, ...] | None) -> str:
     """Why a way does not do on this model; "" where it does."""
     per_run = None if columns is None else dict.fromkeys(wanted, columns)
-    budget = Budget(2.0**30, 64)
     try:
-        found = _logits(traversal.execute(way, trial, budget, per_run, skip_identities=False))
+        found = _logits(traversal.execute(way, trial, _TRIAL_BUDGET, per_run, skip_identities=False))
     except Exception as error:  # noqa: BLE001 - whatever an architecture does not bear, there is a slower way
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    worst = 0.0
-    for run, row in wanted.items():
-        theirs = row if columns is None else row[..., list(columns)]
-        scale = row.abs().amax().clamp(min=torch.finfo(row.dtype).tiny)
-        difference = float((found[run] - theirs).abs().amax() / scale)
-        worst = max(worst, difference if difference == difference else float("inf"))
+    theirs, ours = torch.stack(list(wanted.values())), torch.stack([found[run] for run in wanted])
+    scale = theirs.abs().amax().clamp(min=torch.finfo(theirs.dtype).tiny)
+    worst = float((ours - (theirs if columns is None else theirs[..., list(columns)])).abs().amax() / scale)
+    worst = worst if worst == worst else float("inf")
     allowed = _TOLERANCE.get(way.model.dtype, 1e-4)
     return "" if worst <= allowed else f"its logits differ by {worst:.2g} of their size from whole forwards"

@@ -193,6 +193,8 @@ class _Resolver:
         positions = np.array(patch.positions, np.int64)
         seen = positions < end
         mine = positions[seen]
+        if not len(mine):
+            return mine, mine, np.zeros(0, bool)
         if patch.site == "pattern":
             _refuse_what_is_not_causal(patch)
         if isinstance(patch.source, Constant):

@@ -27,6 +27,7 @@ from engramscope.engine.wave import Wave
 from engramscope.engine.writes import Store
 from engramscope.models.drive import passed_by, visited
 from engramscope.models.families._base import AttentionRoute
+from engramscope.models.fused import fused_activations
 from engramscope.models.hooks import taps, with_output
 from engramscope.models.model import Model
 from engramscope.models.offload import held
@@ -45,12 +46,14 @@ class Way:
         forms: what its blocks return (`example_outputs`).
         route: how its attention is taken over; None where runs are rows of a padded batch.
         narrow: whether the head can be applied to some of its columns alone.
+        plain: whether the architecture's attention is the plain one.
     """
 
     model: Model
     forms: tuple[Any, ...]
     route: AttentionRoute | None
-    narrow: bool
+    narrow: bool = False
+    plain: bool = False
 
     def answer(self, layer: int, value: Tensor) -> Any:
         """What a block returns, with `value` as its residual stream."""
@@ -134,8 +137,12 @@ def _passage(
 
 def _through_blocks(way: Way, work: Resolved, store: Store, budget: Budget) -> Wave:
     """Carry all runs through the stem and the blocks."""
+    attention = None if way.route is None else PackedAttention(way.route, plain=way.plain)
+    return _driven(way, work, store, budget, attention)
+
+
+def _driven(way: Way, work: Resolved, store: Store, budget: Budget, attention: PackedAttention | None) -> Wave:
     model, layout, runs = way.model, work.layout, RunIndex(work)
-    attention = None if way.route is None else PackedAttention(way.route)
     masks = [] if way.route is None else _masks(way, layout.longest)
     wave = Wave(model, work, runs, store, attention, masks, budget.tokens)
     index = stem_index(work, runs)
@@ -160,6 +167,7 @@ def _through_blocks(way: Way, work: Resolved, store: Store, budget: Budget) -> W
         if way.route is not None and attention is not None:
             modules = [model.hf.get_submodule(path) for path in model.anatomy.attention]
             stack.enter_context(way.route.rerouted(model.hf, modules, attention))
+        stack.enter_context(fused_activations(model.hf))
         stack.enter_context(taps(model, stem_taps(model, work, runs)))
         stack.enter_context(visited(model.blocks, visitor))
         try:
@@ -170,6 +178,20 @@ def _through_blocks(way: Way, work: Resolved, store: Store, budget: Budget) -> W
             if attention is not None:
                 attention.end()
     return wave
+
+
+def attention_is_plain(way: Way, plan: Plan, budget: Budget) -> bool:
+    """Whether, in a passage of `plan`, every block's attention was `softmax(scaling q kᵀ + mask) v` and no more.
+
+    Half precision is left to the architecture's own function: torch's kernel rounds less often, and so differently.
+    """
+    if way.route is None or way.model.dtype not in (torch.float32, torch.float64):
+        return False
+    attention = PackedAttention(way.route, compare=True)
+    with torch.no_grad():
+        work = resolve(way.model, plan, packed=True)
+        _driven(way, work, Store(work.reads), budget, attention)
+    return attention.differs <= 1e-5
 
 
 def _masks(way: Way, longest: int) -> list[Tensor]:
