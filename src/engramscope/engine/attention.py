@@ -45,6 +45,15 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     return out.unflatten(2, (groups, query.shape[2])).flatten(1, 2).transpose(1, 2)
 
 
+def _fill_prefix(found: Tensor, table: Tensor, rows: Rows, start: int) -> None:
+    """What comes before the own keys: runs of one base stand side by side, so that most of it is read only once."""
+    if rows.repeats is None:
+        found[:, :start] = table[rows.prefix].unflatten(0, (rows.count, start))
+    else:
+        head = table[rows.prefix].unflatten(0, (-1, start))
+        found.unflatten(0, (-1, rows.repeats))[:, :, :start] = head[:, None]
+
+
 def _scaling(kwargs: Mapping[str, Any], query: Tensor) -> float:
     scaling = kwargs.get("scaling")
     return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -148,8 +157,9 @@ class PackedAttention:
         if self.keys_only:
             return None
         if own is not None and rows.shared_start is not None:
-            head = table[rows.prefix].unflatten(0, (rows.count, rows.shared_start))
-            found = torch.cat([head, own.unflatten(0, (rows.count, -1))], dim=1)
+            found = new.new_empty((rows.count, rows.keys, *by_token.shape[1:]))
+            _fill_prefix(found, table, rows, rows.shared_start)
+            found[:, rows.shared_start :] = own.unflatten(0, (rows.count, -1))
         else:
             flat = table[rows.all_keys]
             if own is not None and rows.own_places is not None:

@@ -105,9 +105,17 @@ class Rows:
         return int(self.own_start[0]) if bool(same) else None
 
     @cached_property
+    def repeats(self) -> int | None:
+        """How many adjacent rows have the same keys before `shared_start`, if it is the same number everywhere."""
+        heads = self.base_keys[:, : self.shared_start]
+        changes = 1 + np.flatnonzero((heads[1:] != heads[:-1]).any(axis=1))
+        sizes = np.diff(np.concatenate([[0], changes, [self.count]]))
+        return int(sizes[0]) if (sizes == sizes[0]).all() else None
+
+    @cached_property
     def prefix(self) -> Tensor:
-        """Flat tokens of the keys before `shared_start` [rows * shared_start]."""
-        return self._tensor(self.base_keys[:, : self.shared_start].reshape(-1))
+        """Flat tokens of the keys before `shared_start`, once for `repeats` rows [rows / repeats * shared_start]."""
+        return self._tensor(self.base_keys[:: self.repeats or 1, : self.shared_start].reshape(-1))
 
     @cached_property
     def all_keys(self) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from engramscope.registry import nearest
 if TYPE_CHECKING:
     from engramscope.models.selfcheck import SelfCheck
 
+T = TypeVar("T")
 Origin = Literal["bundled", "folder", "hub", "memory"]
 
 
@@ -40,6 +41,7 @@ class Model:
     __slots__ = (
         "_accesses",
         "_hash",
+        "_known",
         "_paths",
         "_phases",
         "anatomy",
@@ -62,6 +64,7 @@ class Model:
     _hash: str | None
     _paths: tuple[dict[str, int], dict[str, str]]
     _phases: dict[str, Phase]
+    _known: dict[str, Any]
 
     def __init__(
         self, hf: Any, tokenizer: Any, found: Found, *, name: str, source: Origin, revision: str | None = None
@@ -69,7 +72,7 @@ class Model:
         values = {
             "hf": hf, "tokenizer": tokenizer, "anatomy": found.anatomy, "name": name, "source": source,
             "revision": revision, "checks": (), "_accesses": dict(found.accesses), "_hash": None,
-            "_paths": (dict(found.widths), dict(found.not_patchable)), "_phases": dict(found.phases),
+            "_paths": (dict(found.widths), dict(found.not_patchable)), "_phases": dict(found.phases), "_known": {},
         }  # fmt: skip
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -192,6 +195,12 @@ class Model:
     def phase(self, path: str) -> Phase:
         """When a module that can be patched by its path has its output: "stem", its block, "tail" or "between"."""
         return self._phases.get(path, "between")
+
+    def remember(self, what: str, find_out: Callable[[], T]) -> T:
+        """What was once found out about this model; `find_out` is called the first time only."""
+        if what not in self._known:
+            self._known[what] = find_out()
+        return self._known[what]
 
     def weight_hash(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights and buffers that are saved.
