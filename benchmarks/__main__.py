@@ -83,7 +83,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="say which operations take Engramscope's time")
     parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks" / "results", help="where results are saved")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/benchmarks.md")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick and arguments.write_docs:
+        parser.error("--quick measures nothing that belongs into the documentation")
+    return arguments
 
 
 def _choice(known: list[str]) -> Callable[[str], list[str]]:

@@ -72,7 +72,7 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any], growth: Result | None) 
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(cells_of_row(row)) + " |" for row in rows),
         "",
-        *notes(rows),
+        *(f"* {note}" for note in notes(rows)),
     ]
     for more in (growth_lines(growth), profile_lines(rows)):
         lines += ["", *more] if more else []

@@ -20,6 +20,10 @@ from engramscope.models.interface import repeat_heads
 PatternFn = Callable[[Tensor], Tensor | None]
 
 
+#: tables of the base tokens in a layer, beside keys (0) and values (1): what their attention gives
+_OUTPUT = 2
+
+
 class KeysOnlyError(Exception):
     """Raised inside an attention module once its keys and values are known, where nothing else of it is needed."""
 
@@ -47,6 +51,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
 
 def _fill_prefix(found: Tensor, table: Tensor, rows: Rows, start: int) -> None:
     """What comes before the own keys: runs of one base stand side by side, so that most of it is read only once."""
+    if start == 0:
+        return
     if rows.repeats is None:
         found[:, :start] = table[rows.prefix].unflatten(0, (rows.count, start))
     else:
@@ -66,6 +72,8 @@ class PackedAttention:
         rows: whose tokens pass the block now.
         is_base: they are tokens of base runs, whose keys and values all others look at.
         keys_only: stop when keys and values are known.
+        same_as: flat tokens whose attention these tokens share, so that nothing is computed.
+        keep_output: keep what the attention of base tokens gives, for `same_as`.
         pattern: reads and replaces the weights.
         mask: added to the scores [longest, longest].
         differs: with `compare`, by how much the architecture's attention differed from the plain one at most.
@@ -82,6 +90,8 @@ class PackedAttention:
         self.rows: Rows | None = None
         self.is_base, self.keys_only = True, False
         self.numbers: Ints = np.zeros(0, np.int64)
+        self.same_as: Ints | None = None
+        self.keep_output = False
         self.pattern: PatternFn | None = None
         self.mask: Tensor | None = None
         self.tokens = 0
@@ -102,6 +112,7 @@ class PackedAttention:
         if rows is not self.rows:
             self._local = {}
         self.rows, self.numbers, self.keys_only, self.pattern = rows, numbers, keys_only, pattern
+        self.same_as = None
 
     def end(self) -> None:
         """Let go of all tensors."""
@@ -115,6 +126,8 @@ class PackedAttention:
         rows = self.rows
         assert rows is not None
         assert self.mask is not None
+        if self.same_as is not None:
+            return self._tables[_OUTPUT][index_tensor(self.same_as, query.device)][None], None
         keys, values = self._keys(key, 0, rows), self._keys(value, 1, rows)
         if keys is None or values is None:
             raise KeysOnlyError
@@ -129,7 +142,10 @@ class PackedAttention:
         if self.compare:
             self._compare(module, queries, keys, values, mask, args, kwargs)
         flat = output.reshape(rows.count * rows.width, *output.shape[2:])
-        return (flat if rows.even else flat[rows.grid])[None], None
+        flat = flat if rows.even else flat[rows.grid]
+        if self.is_base and self.keep_output:
+            self._base_table(flat, _OUTPUT)[index_tensor(self.numbers, flat.device)] = flat
+        return flat[None], None
 
     def _compare(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, args: Any, kwargs: Any

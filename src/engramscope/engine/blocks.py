@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from engramscope.engine.attention import KeysOnlyError, PackedAttention
 from engramscope.engine.gather import gathered, gathered_rows, index_tensor
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Resolved
+from engramscope.engine.shortcuts import Shortcuts, attends_as_base
 from engramscope.engine.slices import Rows
 from engramscope.engine.stages import Place
 from engramscope.engine.values import is_pattern
@@ -35,6 +37,7 @@ class Tokens:
         handles: their handles, ascending.
         given: the tokens of the model's own forward whose arguments they take.
         keys_only: only their keys and values are wanted.
+        born: these runs begin to differ inside this block; here stand the flat tokens of their bases.
     """
 
     rows: Rows
@@ -42,6 +45,7 @@ class Tokens:
     handles: Ints
     given: Ints
     keys_only: bool = False
+    born: Ints | None = None
 
 
 class BlockCaller:
@@ -52,10 +56,19 @@ class BlockCaller:
         work: what is to be done; says which places are read.
         store: where values are kept for others.
         attention: attends packed tokens; None where runs are whole rows.
+        shortcuts: what need not be computed; None to compute everything.
     """
 
-    def __init__(self, model: Model, work: Resolved, store: Store, attention: PackedAttention | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        work: Resolved,
+        store: Store,
+        attention: PackedAttention | None,
+        shortcuts: Shortcuts | None,
+    ) -> None:
         self._model, self._work, self._store, self._attention = model, work, store, attention
+        self._shortcuts = shortcuts
         self._blocks = model.blocks
         self._layer, self._total = 0, 0
         self._args: tuple[Any, ...] = ()
@@ -91,10 +104,16 @@ class BlockCaller:
                 (self._on_weights(place, groups, tokens) for place in places if self._is_routed(place)), None
             )
             self._attention.begin_rows(tokens.rows, tokens.numbers, keys_only=tokens.keys_only, pattern=pattern)
+        shorter = nullcontext()
+        if self._attention is not None and self._shortcuts is not None and attends_as_base(places):
+            self._attention.same_as = tokens.born
+            shorter = (
+                nullcontext() if tokens.born is None else self._shortcuts.taken(self._layer, groups, tokens.numbers)
+            )
         args, kwargs, shaped = self._arguments(tokens, hidden)
         block = self._blocks[self._layer]
         try:
-            with taps(self._model, wanted, at=block, copies=False):
+            with shorter, taps(self._model, wanted, at=block, copies=False):
                 output = output_tensor(block(shaped, *args, **kwargs))
         except KeysOnlyError:
             return None

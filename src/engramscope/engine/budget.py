@@ -9,7 +9,7 @@ from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Plan, Readout
 from engramscope.models.model import Model
 
 #: tokens of one call of a block on a CPU: more fall out of its cache
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 _LEAST_TOKENS, _MOST_TOKENS = 16, 65_536
 
 

@@ -13,6 +13,7 @@ from engramscope.engine import reference, traversal
 from engramscope.engine.answered import Answered
 from engramscope.engine.budget import Budget, budget_for
 from engramscope.engine.plan import BaseRun, DerivedRun, FromRun, Patch, Plan, Readout
+from engramscope.engine.shortcuts import Shortcuts
 from engramscope.engine.stages import UnsupportedPlanError
 from engramscope.engine.traversal import Way
 from engramscope.errors import ModelError
@@ -133,8 +134,9 @@ def _quickest(way: Way, trial: Plan, wanted: Mapping[str, torch.Tensor]) -> Way 
         plain = False
     narrow = isinstance(way.model.hf.get_submodule(way.model.anatomy.head), nn.Linear)
     why = ""
-    for quicker in dict.fromkeys(((plain, narrow), (False, narrow), (False, False))):
-        tried = replace(way, plain=quicker[0], narrow=quicker[1])
+    shortcuts = Shortcuts(way.model, random_tokens(way.model.hf, 1, 2, seed=21))
+    for quicker in dict.fromkeys(((shortcuts, plain, narrow), (None, False, narrow), (None, False, False))):
+        tried = replace(way, shortcuts=quicker[0], plain=quicker[1], narrow=quicker[2])
         why = _why_not(tried, trial, wanted)
         if not why:
             return tried

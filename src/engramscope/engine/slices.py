@@ -12,9 +12,9 @@ from torch import Tensor
 
 from engramscope.engine.layout import Ints
 
-#: a slice ends where its rows, padded to one width, would hold this many times the tokens that there are
-_PADDING = 1.5
-_SMALL = 128
+#: a slice ends where its rows, padded to one width, would hold this many times the tokens that there are: the padding
+#: costs attention only, and a small slice costs all matrix products
+_PADDING = 4.0
 
 
 @dataclass
@@ -155,7 +155,7 @@ def cut(sizes: Ints, limit: int) -> Iterator[tuple[int, int]]:
     for number, size in enumerate(sizes.tolist()):
         wide = max(widest, size)
         padded = (number + 1 - first) * wide
-        if number > first and (tokens + size > limit or (tokens > _SMALL and padded > _PADDING * (tokens + size))):
+        if number > first and (tokens + size > limit or padded > _PADDING * (tokens + size)):
             yield first, number
             first, tokens, wide = number, 0, size
         tokens, widest = tokens + size, wide

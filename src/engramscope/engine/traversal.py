@@ -21,6 +21,7 @@ from engramscope.engine.gather import index_tensor, without_tensor
 from engramscope.engine.index import RunIndex
 from engramscope.engine.plan import Plan
 from engramscope.engine.resolve import Resolved, resolve
+from engramscope.engine.shortcuts import Shortcuts
 from engramscope.engine.stem import stem_index, stem_taps
 from engramscope.engine.tail import Tail
 from engramscope.engine.wave import Wave
@@ -47,6 +48,7 @@ class Way:
         route: how its attention is taken over; None where runs are rows of a padded batch.
         narrow: whether the head can be applied to some of its columns alone.
         plain: whether the architecture's attention is the plain one.
+        shortcuts: what need not be computed of runs that begin in the middle of a block.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class Way:
     route: AttentionRoute | None
     narrow: bool = False
     plain: bool = False
+    shortcuts: Shortcuts | None = None
 
     def answer(self, layer: int, value: Tensor) -> Any:
         """What a block returns, with `value` as its residual stream."""
@@ -144,7 +147,7 @@ def _through_blocks(way: Way, work: Resolved, store: Store, budget: Budget) -> W
 def _driven(way: Way, work: Resolved, store: Store, budget: Budget, attention: PackedAttention | None) -> Wave:
     model, layout, runs = way.model, work.layout, RunIndex(work)
     masks = [] if way.route is None else _masks(way, layout.longest)
-    wave = Wave(model, work, runs, store, attention, masks, budget.tokens)
+    wave = Wave(model, work, runs, store, attention, masks, budget.tokens, way.shortcuts)
     index = stem_index(work, runs)
     shape = (1, len(index)) if attention is not None else (len(index) // layout.longest, layout.longest)
     tokens = index_tensor(layout.ids[index], model.device).view(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engramscope.engine.gather import index_tensor
 from engramscope.engine.index import RowIndex, RunIndex
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Resolved
+from engramscope.engine.shortcuts import Shortcuts
 from engramscope.engine.slices import Rows
 from engramscope.engine.stages import Stage, stage
 from engramscope.engine.writes import Store, grouped
@@ -32,6 +34,7 @@ class Wave:
         attention: attends packed tokens; None where runs are whole rows and the model's own attention does.
         masks: per layer, the mask of a plain run (packed only).
         slice_tokens: tokens of one call of a block, about.
+        shortcuts: what need not be computed; None to compute everything.
 
     Attributes:
         base: residual streams of the base runs [flat tokens, d_model].
@@ -48,10 +51,11 @@ class Wave:
         attention: PackedAttention | None,
         masks: Sequence[Tensor],
         slice_tokens: int,
+        shortcuts: Shortcuts | None,
     ) -> None:
         self.work, self.runs, self.store, self.attention, self.masks = work, runs, store, attention, masks
         self.model, self.n_layers = model, model.anatomy.n_layers
-        self.caller = BlockCaller(model, work, store, attention)
+        self.caller = BlockCaller(model, work, store, attention, shortcuts)
         self.slice_tokens = slice_tokens
         self.base = self.own = self.bad_base = self.bad_own = torch.empty(0)
         self._index: RowIndex | None = None
@@ -81,6 +85,8 @@ class Wave:
         self.caller.begin_layer(layer, args, kwargs, total)
         if self.attention is not None:
             self.attention.begin_layer(self.masks[layer], self.work.layout.tokens)
+            born = [self.runs.born(level, self._stage("local", layer)) for level in levels]
+            self.attention.keep_output = any(runs.start < runs.stop for runs in born)
         self._before(layer)
         after = self.base.clone()
         for rows in index.of_bases(last=last):
@@ -171,7 +177,8 @@ class Wave:
         """Pass the patched tokens of runs that are born in this block, from what their bases hold."""
         numbers = self.runs.base_token[rows.queries]
         hidden = self.base[index_tensor(numbers, self.base.device)]
-        out = self.caller.call(self._tokens(rows, rows.queries, is_base=False), hidden, groups)
+        tokens = replace(self._tokens(rows, rows.queries, is_base=False), born=numbers)
+        out = self.caller.call(tokens, hidden, groups)
         assert out is not None
         self._note_bad(layer, rows.queries, out, is_base=False)
         return out
