@@ -143,4 +143,6 @@ def _parts(case: Case, batch: Batch, device: str) -> list[Rows]:
 def prepared(case: Case, settings: Settings) -> tuple[Any, Any, Batch, str]:
     """Model, tokenizer, prompts and hash of the weights."""
     model, tokenizer = workload.make_model(case, settings.device), workload.make_tokenizer(case)
-    return model, tokenizer, workload.make_batch(case, model, tokenizer), workload.weight_hash(model)
+    batch, weights = workload.make_batch(case, model, tokenizer), workload.weight_hash(model)
+    # as transformers loads it; besides, torch multiplies a part of the positions by the head more slowly without
+    return model.requires_grad_(True), tokenizer, batch, weights

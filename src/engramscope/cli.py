@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -61,6 +61,10 @@ def run(
     study: StudyPath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of this study stopped.")] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="traversal or reference, instead of what the study says; the numbers are the same."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a study: patch every cell, test, audit, and write the report.
@@ -71,9 +75,15 @@ def run(
     with _progress(quiet) as progress:
         from engramscope.study import run_study
 
-        result = run_study(study, out, resume=resume, progress=progress)
+        result = run_study(study, out, resume=resume, executor=_executor(executor), progress=progress)
     if not quiet:
         _print_result(result)
+
+
+def _executor(name: str | None) -> Literal["traversal", "reference"] | None:
+    if name in (None, "traversal", "reference"):
+        return cast("Literal['traversal', 'reference'] | None", name)
+    raise typer.BadParameter(f"{name!r} is no executor; choose traversal or reference.", param_hint="--executor")
 
 
 @app.command(epilog="Example: engramscope check study.toml")

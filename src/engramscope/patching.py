@@ -10,8 +10,10 @@ from typing import Any, Literal
 import pandas as pd
 import xarray as xr
 
+from engramscope.engine.executor import Kind
+from engramscope.engine.machine import float32_products
 from engramscope.locate.cells import cells_of
-from engramscope.locate.experiment import Experiment, Progress, noise_floor, set_up
+from engramscope.locate.experiment import Experiment, Parity, Progress, noise_floor, set_up
 from engramscope.models import Model
 from engramscope.pairs.pair import PairSet
 from engramscope.results.effect_scale import shown
@@ -20,7 +22,7 @@ from engramscope.results.schema import Frame
 from engramscope.results.summary import cell_label, summarise_effects
 from engramscope.study_file import parse_study
 from engramscope.study_inputs import check_against_model, inputs_of
-from engramscope.study_steps import clusters_of, tokens_of
+from engramscope.study_steps import clusters_of, ensure_parity, recomputed, tokens_of
 
 #: what says how far an estimate is from no effect
 _SCALE = ("estimate", "estimate_kind", "direction")
@@ -35,12 +37,14 @@ class PatchResult:
         summary: one row per cell and metric; columns as in `summary.csv`.
         excluded: (pair id, reason) of pairs that do not enter recovery.
         noise_floor: metric -> largest absolute effect of patching runs with their own values.
+        parity: how far a random sample of the cells lies from what whole forwards give; None where none was asked for.
     """
 
     effects: pd.DataFrame
     summary: pd.DataFrame
     excluded: tuple[tuple[str, str], ...]
     noise_floor: Mapping[str, float]
+    parity: Parity | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """The effects table."""
@@ -102,6 +106,10 @@ def patch(
     family_error: float = 0.01,
     resamples: int = 10_000,
     seed: int = 0,
+    executor: Kind = "traversal",
+    check: int = 16,
+    memory_gb: float = 4.0,
+    tf32: bool = False,
     progress: Progress | None = None,
 ) -> PatchResult:
     """Patch every cell of one sweep in every pair, and test the effects.
@@ -126,10 +134,15 @@ def patch(
         family_error: the chance allowed of any false detection among all cells and metrics.
         resamples: of bootstrap and permutation.
         seed: of everything random.
+        executor: "traversal", or "reference" for a whole forward of every run; the numbers are the same.
+        check: so many cells, drawn at random, are recomputed with whole forwards, each in one pair; 0 for none.
+        memory_gb: what may be added to the model, in GiB.
+        tf32: let a GPU round the factors of float32 products to TF32.
         progress: called with (what, done, total).
 
     Raises:
         InputError: every fault of the arguments and the pairs at once.
+        CheckError: the recomputed cells differ: nothing that was computed can be trusted.
     """
     sweep: dict[str, Any] = {
         "name": site,
@@ -156,16 +169,31 @@ def patch(
                 "resamples": resamples,
                 "cluster": cluster,
             },
+            "run": {"executor": executor, "check": check, "memory_gb": memory_gb, "tf32": tf32},
         },
         "patch()",
     )
     inputs = inputs_of(study, "", Path(), pairs)
     tokens = tokens_of(inputs, model.tokenizer)
     check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.site)
-    experiment = set_up(model, pairs, inputs.corruption, corruption, study.metrics.names, seed=seed, progress=progress)
     cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]
-    effects = _run(experiment, cells, progress)
-    floor = noise_floor(experiment, cells, 8)
+    with float32_products(tf32=tf32):
+        experiment = set_up(
+            model,
+            pairs,
+            inputs.corruption,
+            corruption,
+            study.metrics.names,
+            seed=seed,
+            executor=executor,
+            memory_gb=memory_gb,
+            progress=progress,
+        )
+        effects = _run(experiment, cells, progress)
+        parity = recomputed(experiment, cells, check, effects) if check else None
+        if parity is not None:
+            ensure_parity(parity, effects)
+        floor = noise_floor(experiment, cells, 8)
     unpooled = {pair for pair, _ in experiment.excluded}
     summary = summarise_effects(
         effects,
@@ -177,7 +205,7 @@ def patch(
         resamples=resamples,
         seed=seed,
     )
-    return PatchResult(effects, summary, experiment.excluded, floor)
+    return PatchResult(effects, summary, experiment.excluded, floor, parity)
 
 
 def _run(experiment: Experiment, cells: Sequence[Any], progress: Progress | None) -> pd.DataFrame:

@@ -16,9 +16,11 @@ import pyarrow as pa
 from engramscope import study_steps as steps
 from engramscope.audit import run_checks
 from engramscope.audit._base import AuditContext, Finding
-from engramscope.errors import CheckError, InputError, ResultsError, shortened
+from engramscope.engine.executor import Kind
+from engramscope.engine.machine import float32_products, peak_memory
+from engramscope.errors import InputError, ResultsError, shortened
 from engramscope.locate.cells import Cell
-from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, check_parity, noise_floor, set_up
+from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, noise_floor, set_up
 from engramscope.models import Model
 from engramscope.models.selfcheck import self_checks
 from engramscope.provenance import machine, model_facts, model_fingerprints, versions
@@ -31,12 +33,6 @@ from engramscope.results.schema import EFFECTS
 from engramscope.results.store import ResultsFolder
 from engramscope.results.summary import summarise_effects
 from engramscope.study_inputs import Inputs, all_cells, check_against_model, read_inputs, token_faults
-
-#: the largest difference allowed between the study's cells and the same cells recomputed alone, by dtype
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
-
-#: the executor that does the work in this version; the study file may ask for another, which gives the same numbers
-USED_EXECUTOR = "reference"
 
 
 @dataclass(frozen=True)
@@ -67,16 +63,20 @@ class StudyResult:
         return [sentence for sentence in (said.warning, *said.lead, said.aside) if sentence]
 
     def executor_note(self) -> str:
-        """A sentence where another executor did the work than the study asked for, else ""."""
-        executor = self.manifest().get("executor") or {}
-        return steps.executor_note(executor.get("requested", ""), executor.get("used", ""))
+        """A sentence where the study could not be run in the quickest way, else ""."""
+        return steps.executor_note(self.manifest().get("executor") or {})
 
     def __repr__(self) -> str:
         return "\n".join([f"StudyResult({str(self.folder)!r})", *self.sentences()])
 
 
 def run_study(
-    study: Path | str | Inputs, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+    study: Path | str | Inputs,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    executor: Kind | None = None,
+    progress: Progress | None = None,
 ) -> StudyResult:
     """Run a study and write its results folder.
 
@@ -84,6 +84,7 @@ def run_study(
         study: a study file, or inputs that are already read.
         out: the results folder; new, or the folder of an interrupted run of the same study with `resume`.
         resume: go on where an interrupted run stopped; the table ends up the same.
+        executor: instead of the one that the study file names; the numbers are the same.
         progress: called with (what, done, total).
 
     Returns:
@@ -96,12 +97,14 @@ def run_study(
     tell = progress or _silent
     tell("reading the study", 0, 1)
     inputs = study if isinstance(study, Inputs) else read_inputs(Path(study))
+    inputs = inputs if executor is None else steps.with_executor(inputs, executor)
     steps.refuse_early(inputs, Path(out), resume)
     tell("reading the study", 1, 1)
     tell("loading the model", 0, 1)
     model = steps.load(inputs)
     tell("loading the model", 1, 1)
-    return _Runner(inputs, model, Path(out), tell).run(resume)
+    with float32_products(tf32=inputs.study.run.tf32):
+        return _Runner(inputs, model, Path(out), tell).run(resume)
 
 
 def check_study(study: Path | str, *, progress: Progress | None = None) -> list[Finding]:
@@ -160,6 +163,7 @@ class _Runner:
         self.clock = time.perf_counter()
         self.timings: dict[str, float] = {}
         self.sessions: list[dict[str, Any]] = []
+        self.memory_at_start = peak_memory(model.device)
         self.self_checks = [asdict(check) for check in model.checks or self_checks(model)]
 
     def run(self, resume: bool) -> StudyResult:
@@ -202,6 +206,8 @@ class _Runner:
             study.metrics.names,
             seed=study.seed,
             min_gap=study.stats.min_gap,
+            executor=study.run.executor,
+            memory_gb=study.run.memory_gb,
             progress=self.tell,
         )
         self._lap("baselines")
@@ -229,13 +235,11 @@ class _Runner:
         self, folder: ResultsFolder, experiment: Experiment, cells: Mapping[str, Sequence[Cell]], kept: _Kept
     ) -> list[Chunk]:
         chunks = [
-            chunk
-            for number, part in enumerate(cells.values())
-            for chunk in experiment.chunks(part, f"{number:03d}", self.inputs.study.run.memory_gb)
+            chunk for number, part in enumerate(cells.values()) for chunk in experiment.chunks(part, f"{number:03d}")
         ]
         done = folder.done()
         if done:
-            steps.refuse_other_baselines(folder.path, experiment, TOLERANCE[self.inputs.study.model.dtype])
+            steps.refuse_other_baselines(folder.path, experiment, steps.tolerance_of(experiment.model))
         kept.chunks, kept.of = len(done), len(chunks)
         self.tell("patching", 0, len(chunks))
         for number, chunk in enumerate(chunks):
@@ -252,22 +256,9 @@ class _Runner:
     ) -> Parity | None:
         if not self.inputs.study.run.check:
             return None
-        tolerance = TOLERANCE[self.inputs.study.model.dtype]
-        parity = check_parity(experiment, cells, self.inputs.study.run.check, steps.lookup(effects), tolerance)
+        parity = steps.recomputed(experiment, cells, self.inputs.study.run.check, effects)
         kept.parity = asdict(parity)
-        if not parity.checked:
-            if "ok" not in set(effects["status"]):
-                return parity  # nothing was computed, so there is nothing to be wrong
-            raise CheckError(
-                "None of the study's cells could be found again to be recomputed. The results cannot be trusted: "
-                "please report this with the study file."
-            )
-        if not parity.passed:
-            raise CheckError(
-                f"{parity.checked} cells were recomputed one at a time and differ from the study's by up to "
-                f"{parity.max_abs_diff:.3g}; at most {tolerance:g} is allowed. The results cannot be trusted: please "
-                f"report this with the model's name."
-            )
+        steps.ensure_parity(parity, effects)
         return parity
 
     def _report(
@@ -314,7 +305,8 @@ class _Runner:
         folder.write_table("pairs.parquet", steps.pairs_table(experiment))
         folder.write_summary(summary)
         audit = run_checks(steps.with_results(context, experiment, effects, summary, dict(floor)), steps.ALL_PHASES)
-        if note := steps.executor_note(study.run.executor, USED_EXECUTOR):
+        executor = steps.executor_facts(study.run.executor, experiment)
+        if note := steps.executor_note(executor):
             audit.append(Finding("executor", "note", note))
         manifest = self._manifest(experiment)
         manifest |= {
@@ -348,12 +340,13 @@ class _Runner:
             "platform": machine(),
             "seed": study.seed,
             "fingerprints": {key: value for key, value in prints.items() if key != "study"},
-            "executor": {"requested": study.run.executor, "used": USED_EXECUTOR},
+            "executor": steps.executor_facts(study.run.executor, experiment),
             "corruption": corruption,
             "self_checks": self.self_checks,
             **self._times(),
         }
         if experiment is not None:
+            facts["memory"] = steps.memory_facts(experiment, self.memory_at_start)
             facts["excluded"] = [{"pair": pair, "reason": reason} for pair, reason in experiment.excluded]
         return facts
 

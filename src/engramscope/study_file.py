@@ -102,10 +102,11 @@ class StatsSection(_Section):
 class RunSection(_Section):
     """How it is computed."""
 
-    #: `traversal` gives the same numbers sooner; where it is not there, `reference` does the work and says so
-    executor: Literal["reference", "traversal"] = "reference"
+    #: `traversal` passes through the model once for many runs, `reference` gives every run a forward of its own
+    executor: Literal["traversal", "reference"] = "traversal"
     check: int = Field(default=16, ge=0)
     memory_gb: float = Field(default=4.0, gt=0)
+    tf32: bool = False
 
 
 class StudyFile(_Section):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from engramscope.audit import run_checks
 from engramscope.audit._base import AuditContext, Finding
 from engramscope.audit._facts import cut_shares
-from engramscope.errors import InputError, ModelError, ResultsError, shortened
+from engramscope.engine.executor import Kind
+from engramscope.engine.machine import peak_memory
+from engramscope.errors import CheckError, InputError, ModelError, ResultsError, shortened
 from engramscope.locate.cells import Cell
-from engramscope.locate.experiment import Experiment
+from engramscope.locate.experiment import Experiment, Parity, check_parity
 from engramscope.locate.prepare import rewrite_pairs
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
 from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
@@ -28,6 +31,8 @@ from engramscope.results.store import ResultsFolder, differences
 from engramscope.study_inputs import Inputs, all_cells, size_faults, token_faults
 
 CELL_KEYS = ["direction", "site", "layer", "head", "position", "position_role"]
+#: the largest difference allowed between a study's cells and the same cells recomputed, by dtype
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 ALL_PHASES = ("pairs", "tokens", "model", "results")
 
 
@@ -226,6 +231,37 @@ def audit_context(
     )
 
 
+def tolerance_of(model: Model) -> float:
+    """The largest difference allowed between a study's cells and the same cells recomputed by whole forwards."""
+    return TOLERANCE[model.dtype]
+
+
+def recomputed(experiment: Experiment, cells: Sequence[Cell], count: int, effects: pd.DataFrame) -> Parity:
+    """Some cells, drawn at random, by whole forwards, each in one pair, against the table of effects."""
+    return check_parity(experiment, cells, count, lookup(effects), tolerance_of(experiment.model))
+
+
+def ensure_parity(parity: Parity, effects: pd.DataFrame) -> None:
+    """Refuse results that whole forwards do not confirm.
+
+    Raises:
+        CheckError: nothing could be compared though something was computed, or the difference is too large.
+    """
+    if not parity.checked:
+        if "ok" not in set(effects["status"]):
+            return  # nothing was computed, so there is nothing to be wrong
+        raise CheckError(
+            "None of the study's cells could be found again to be recomputed. The results cannot be trusted: "
+            "please report this with the study file."
+        )
+    if not parity.passed:
+        raise CheckError(
+            f"{parity.checked} cells were recomputed by whole forwards, one at a time, and differ from the study's by "
+            f"up to {parity.max_abs_diff:.3g}; at most {parity.tolerance:g} is allowed. The results cannot be trusted: "
+            "please report this with the model's name. `--executor reference` computes everything by whole forwards."
+        )
+
+
 def lookup(effects: pd.DataFrame) -> Callable[[str, Cell, int, str], float | None]:
     """Find what the table says of (pair, cell, seed, metric); None where there is no such row."""
     keys = ["pair", "seed", "sweep", "direction", "site", "layer", "head", "metric"]
@@ -299,8 +335,6 @@ def with_results(
     floor: dict[str, float],
 ) -> AuditContext:
     """The same context once the results are there."""
-    from dataclasses import replace
-
     return replace(
         context,
         effects=effects,
@@ -344,14 +378,43 @@ def skipped_of(effects: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def executor_note(asked: str, used: str) -> str:
-    """A sentence where another executor did the work than the study asked for, else ""."""
-    if not asked or asked == used:
+def with_executor(inputs: Inputs, executor: Kind) -> Inputs:
+    """The same study, done by another executor."""
+    run = inputs.study.run.model_copy(update={"executor": executor})
+    return replace(inputs, study=inputs.study.model_copy(update={"run": run}))
+
+
+def executor_facts(requested: str, experiment: Experiment | None) -> dict[str, Any]:
+    """How the runs are executed: what was asked for, how it is done on this model, and why not more quickly."""
+    if experiment is None:
+        return {"requested": requested}
+    executor = experiment.executor
+    used = "reference" if executor.way == "reference" else "traversal"
+    return {"requested": requested, "used": used, "way": executor.way, "note": executor.note}
+
+
+def executor_note(executor: Mapping[str, Any]) -> str:
+    """A sentence where the runs could not be executed in the quickest way, else ""; from `executor_facts`."""
+    if executor.get("requested") == "reference" or not executor.get("note"):
         return ""
-    return (
-        f"The study asks for the executor {asked!r}, which this version does not have; {used!r} did the work. "
-        "The numbers are the same."
-    )
+    ways = {
+        "rows": "Runs went through the model as rows of padded batches, not side by side",
+        "reference": "Every run was given a whole forward of its own",
+    }
+    how = ways.get(str(executor.get("way")), "")
+    return f"{how}: {executor['note']}. The numbers are the same; it takes longer." if how else ""
+
+
+def memory_facts(experiment: Experiment, at_start: float) -> dict[str, Any]:
+    """What the study was allowed to add to the model, and the most that it did, in GiB."""
+    device = experiment.model.device
+    peak = peak_memory(device)
+    return {
+        "allowed_gb": experiment.executor.memory_gb,
+        "peak_gb": round(peak, 3),
+        "added_gb": round(max(0.0, peak - at_start), 3),
+        "of": "the GPU" if device.type == "cuda" else "the process",
+    }
 
 
 def corruption_options(inputs: Inputs) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -121,13 +122,22 @@ def test_errors_of_a_quiet_check_are_still_said(gpt2: Path, tmp_path: Path, caps
     assert "p0" in said.err
 
 
-def test_another_executor_is_accepted_and_said(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_study(tmp_path, gpt2, run={"executor": "traversal"})
-    assert _run_app(["run", str(path), "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr()
-    assert "'traversal'" in said.out
-    assert "'reference'" in said.out
-    assert "\x1b" not in said.out + said.err
+def test_the_executor_can_be_chosen_and_finds_the_same(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_study(tmp_path, gpt2)
+    for name in ("traversal", "reference"):
+        assert _run_app(["run", str(path), "--out", str(tmp_path / name), "--executor", name]) == 0
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert (manifest["executor"]["requested"], manifest["executor"]["used"]) == (name, name)
+    one, other = (pd.read_parquet(tmp_path / name / "effects.parquet") for name in ("traversal", "reference"))
+    keys = ["pair", "site", "layer", "head", "position", "position_role", "metric", "seed", "direction", "sweep"]
+    one, other = (table.sort_values(keys, ignore_index=True) for table in (one, other))
+    pd.testing.assert_frame_equal(one, other, atol=1e-4, rtol=0)
+    assert one["effect"].abs().max() > 1e-2
+    assert "\x1b" not in capsys.readouterr().out
+    assert _run_app(["run", str(path), "--out", str(tmp_path / "x"), "--executor", "fast"]) == 2
+    assert "'fast' is no executor" in capsys.readouterr().err
 
 
 def test_the_program_as_it_is_installed_survives_a_terminal_without_unicode() -> None:

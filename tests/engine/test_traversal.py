@@ -1,20 +1,17 @@
-"""The traversal executor on plans made by hand: every site, every shape of prompt, and how little it computes."""
+"""The traversal executor on plans made by hand: every site, every shape of prompt, patches that meet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from engramscope.engine.executor import make_executor
 from engramscope.engine.plan import BaseRun, Constant, DerivedRun, FromRun, Noise, Patch, Plan, Readout, Source
 from engramscope.models import Model
-from engramscope.models.hooks import input_tensor
 from tests.engine.comparing import compare, reference_logits
 from tests.engine.plans import places_of
 from tests.tiny_models import FAMILIES, tiny_model
@@ -44,39 +41,6 @@ def from_run(run: str, site: str, layer: int | None, positions: Sequence[int], h
 
 def reads(*runs: str, at: tuple[int, ...] = (LAST,)) -> tuple[Readout, ...]:
     return tuple(Readout(run, at) for run in runs)
-
-
-@contextmanager
-def counted(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
-    """How many tokens go through each module inside the context."""
-    counts = dict.fromkeys(modules, 0)
-
-    def counter(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-            value = input_tensor(args, kwargs)
-            assert value is not None
-            counts[name] += value.numel() // value.shape[-1]
-
-        return hook
-
-    handles = [module.register_forward_hook(counter(name), with_kwargs=True) for name, module in modules.items()]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def tokens_through(family: str, plan: Plan, skip_identities: bool = True) -> list[int]:
-    """Tokens that pass the MLP of each block, and the head."""
-    model = tiny_model(family)
-    inside = "transformer.h.{}.mlp" if family in ("gpt2", "bloom") else "model.layers.{}.mlp"
-    paths = [inside.format(layer) for layer in range(model.anatomy.n_layers)]
-    modules = {path: model.hf.get_submodule(path) for path in [*paths, model.anatomy.head]}
-    executor = executor_of(family)
-    with counted(modules) as counts:
-        list(executor.execute(plan, skip_identities=skip_identities))
-    return list(counts.values())
 
 
 # ---------------------------------------------------------------------------------------------------------- ways
@@ -244,76 +208,90 @@ def test_patches_of_one_run_that_meet(family: str) -> None:
     compare(model, Plan((*BASES, noisy), (*derived, *readers), asked), executor_of(family))
 
 
-# ------------------------------------------------------------------------------------------------ what is computed
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_shared_beginning_is_computed_once_and_the_last_block_only_where_it_is_read(family: str) -> None:
-    n = len(CLEAN)
-    assert tokens_through(family, Plan(BASES[:1], (), reads("clean"))) == [n, n, 1, 1]
-    assert tokens_through(family, Plan(BASES, (), reads("clean", "corrupted"))) == [n + 3, n + 3, 2, 2]
-    assert tokens_through(family, Plan(BASES, (), reads("clean", "corrupted", at=(1, 7)))) == [n + 3, n + 3, 3, 3]
-    three = (*BASES, BaseRun("other", (*CLEAN[:3], 50, 51)))
-    asked = (*reads("clean", "corrupted"), Readout("other", (4,)))
-    assert tokens_through(family, Plan(three, (), asked)) == [n + 3 + 2, n + 3 + 2, 3, 3]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_noise_shares_what_comes_before_it(family: str) -> None:
-    n = len(CLEAN)
-    noise = tuple(BaseRun(f"n{d}", CLEAN, Noise((4, 3), torch.full((2, 32), 0.1 + d))) for d in range(3))
-    plan = Plan((BASES[0], *noise), (), reads("clean", "n0", "n1", "n2"))
-    assert tokens_through(family, plan) == [n + 3 * (n - 3), n + 3 * (n - 3), 4, 4]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
-def test_equal_prompts_are_run_once(family: str) -> None:
-    again = BaseRun("again", CLEAN)
-    once = tokens_through(family, Plan(BASES[:1], (), reads("clean")))
-    twice = Plan((BASES[0], again), (), reads("clean", "again"))
-    assert tokens_through(family, twice)[:2] == once[:2]
-    compare(tiny_model(family), twice, executor_of(family))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
-def test_a_run_is_born_at_its_first_patched_layer(family: str) -> None:
-    bases_only = tokens_through(family, Plan(BASES, (), reads("clean", "corrupted")))
-    for layer in range(3):
-        derived = tuple(
-            DerivedRun(f"{position}", "corrupted", (from_run("clean", "resid_pre", layer, (position,)),))
-            for position in (5, 6)
-        )
-        asked = reads("clean", "corrupted", "5", "6")
-        counts = tokens_through(family, Plan(BASES, derived, asked))
-        assert counts[:layer] == bases_only[:layer]
-        if layer < 2 and family != "bloom":  # from the first patched position on, and not before
-            assert counts[layer:2] == [count + 3 + 2 for count in bases_only[layer:2]]
-        if family != "bloom":
-            assert counts[2:] == [4, 4]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_what_nobody_looks_at_is_not_computed(family: str) -> None:
-    late = DerivedRun("late", "corrupted", (from_run("clean", "resid_post", 1, (6,)),))
-    unread = DerivedRun("unread", "corrupted", (from_run("clean", "resid_pre", 0, (5,)),))
-    after = DerivedRun("after", "corrupted", (from_run("clean", "resid_pre", 0, (6,)),))
-    plan = Plan(BASES, (late, unread, after), (*reads("late"), Readout("after", (4,))))
-    counts = tokens_through(family, plan)
-    n = len(CLEAN)
-    assert counts[0] <= n + 3
-    assert counts[1] <= n + 3
-    assert counts[2:] == [2, 2]
-    compare(tiny_model(family), plan, executor_of(family))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
-def test_a_patch_with_the_same_value_costs_nothing_and_changes_nothing(family: str) -> None:
-    shared = DerivedRun("shared", "corrupted", (from_run("clean", "mlp_out", 1, (2, 4)),))
-    own = DerivedRun("own", "clean", (from_run("clean", "z", 0, (5,), (1,)), from_run("clean", "k", 1, (6,))))
-    plan = Plan(BASES, (shared, own), reads("clean", "corrupted", "shared", "own"))
-    bases_only = tokens_through(family, Plan(BASES, (), reads("clean", "corrupted")))
-    assert tokens_through(family, plan)[:2] == bases_only[:2]
-    assert sum(tokens_through(family, plan, skip_identities=False)) > sum(bases_only)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "bloom"])
+def test_runs_without_an_effect_are_read_where_each_of_them_asks(family: str) -> None:
     model, executor = tiny_model(family), executor_of(family)
-    compare(model, plan, executor, tolerance=1e-5)
-    compare(model, plan, executor, skip_identities=False)
+    runs = [DerivedRun(f"{number}", "clean", ()) for number in range(4)]
+    at = [(2, 4), (1,), (4, 2), (5, 6, 3)]
+    plan = Plan(BASES, tuple(runs), tuple(Readout(run.id, places) for run, places in zip(runs, at, strict=True)))
+    compare(model, plan, executor)
+    compare(model, plan, executor, columns={"0": (3, 4), "1": (9,), "2": (4, 3), "3": (9, 1)})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gptj", "bloom", "falcon_alibi"])
+@pytest.mark.parametrize("zero", [True, False])
+def test_weights_are_given_for_prompts_of_different_lengths(family: str, zero: bool) -> None:
+    model = tiny_model(family)
+    n_heads, derived, asked = model.anatomy.n_heads, [], []
+    prompts = {"long": (*CLEAN, 50, 51, 52), "middle": CLEAN[2:], "short": CLEAN[:3]}
+    for name, tokens in prompts.items():
+        for first in (0, len(tokens) - 2):
+            at = tuple(range(first, len(tokens)))
+            rows = torch.rand(len(at), n_heads, len(tokens), generator=torch.Generator().manual_seed(first))
+            rows = rows * (torch.arange(len(tokens)) <= torch.tensor(at)[:, None])[:, None, :]
+            given = torch.zeros(()) if zero else rows / rows.sum(-1, keepdim=True)
+            for layers in ((0,), (1,), (2,), (0, 1), (1, 2)):  # runs that are born here pass beside older ones
+                patches = tuple(Patch("pattern", layer, at, Constant(given), (2,)) for layer in layers)
+                derived.append(DerivedRun(f"{name} {first} {layers}", name, patches))
+                asked.append(Readout(derived[-1].id, (len(tokens) - 1, len(tokens) - 2)))
+    plan = Plan(tuple(BaseRun(name, tokens) for name, tokens in prompts.items()), tuple(derived), tuple(asked))
+    compare(model, plan, executor_of(family))
+    compare(model, plan, executor_of(family, 1e-4))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
+def test_a_patch_is_seen_under_every_name_of_its_place(family: str) -> None:
+    model = tiny_model(family)
+    names = {
+        "gpt2": [("v", "transformer.h.1.attn.c_attn"), ("mlp_out", "transformer.h.1.mlp")],
+        "llama": [("q", "model.layers.1.self_attn.q_proj"), ("resid_post", "model.layers.1")],
+        "bloom": [("k", "transformer.h.1.self_attention.query_key_value"), ("resid_post", "transformer.h.1")],
+    }
+    derived: list[DerivedRun] = []
+    for number, (site, path) in enumerate(names[family]):
+        by_site, by_path = from_run("clean", site, 1, (5,)), from_run("clean", path, None, (5,))
+        derived += [
+            DerivedRun(f"site {number}", "corrupted", (by_site,)),
+            DerivedRun(f"path {number}", "corrupted", (by_path,)),
+            DerivedRun(f"reads site {number}", "corrupted", (from_run(f"path {number}", site, 1, (5, 6)),)),
+            DerivedRun(f"reads path {number}", "corrupted", (from_run(f"site {number}", path, None, (5, 6)),)),
+        ]
+    for one in (derived, derived[::-1]):  # in either order of the names
+        plan = Plan(BASES, tuple(sorted(one, key=lambda run: "reads" in run.id)), reads(*(run.id for run in derived)))
+        compare(model, plan, executor_of(family))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gptj", "gpt_neox"])
+def test_what_lies_before_a_replaced_output_can_still_be_read(family: str) -> None:
+    """A module whose whole output is replaced may be left out, but not where somebody looks inside it."""
+    model = tiny_model(family)
+    whole = tuple(range(len(CLEAN)))
+    inside = {"attn_out": ("q", "k", "v", "z", "pattern"), "mlp_out": ("mlp_act", "attn_out", "z")}
+    together: list[DerivedRun] = []
+    for site, others in inside.items():
+        for layer in range(3):
+            replaced = DerivedRun(
+                f"{site} {layer}", "corrupted", (Patch(site, layer, whole, Constant(torch.zeros(()))),)
+            )
+            readers = tuple(
+                DerivedRun(f"{other} of {replaced.id}", "clean", (from_run(replaced.id, other, layer, (6,)),))
+                for other in others
+            )
+            together += [replaced, *readers]
+            for reader in readers:
+                compare(model, Plan(BASES, (replaced, reader), reads(reader.id)), executor_of(family))
+    compare(model, Plan(BASES, tuple(together), reads(*(run.id for run in together))), executor_of(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_mqa", "mistral", "gpt2"])
+def test_prompts_that_share_nothing_are_patched_from_their_first_token(family: str) -> None:
+    model = tiny_model(family)
+    bases = tuple(BaseRun(f"b{number}", tuple(3 + (7 * number + k) % 90 for k in range(6))) for number in range(4))
+    derived = tuple(
+        DerivedRun(f"{site} {layer} {base.id} {number}", base.id, (Patch(site, layer, (0,), FromRun("b0", (0,))),))
+        for site in ("pattern", "v", "resid_pre", "z")
+        for layer in range(3)
+        for base in bases[1:]
+        for number in range(3)
+    )
+    compare(model, Plan(bases, derived, reads(*(run.id for run in derived), at=(5, 0))), executor_of(family))

@@ -20,7 +20,7 @@ from tests.tiny_models import FAMILIES, tiny_hf, tiny_model
 
 #: so little that a plan of a few runs goes through the model in many pieces
 LITTLE_GB = 1e-4
-IN_FLOAT64 = ("gpt2", "llama", "gemma2", "gptj", "bloom", "gpt_oss")
+IN_FLOAT64 = ("gpt2", "llama", "gemma2", "gptj", "bloom", "gpt_oss", "mistral", "gpt_neox", "falcon_alibi")
 FORWARD_LOOKING = ("gpt2", "llama_mqa", "gemma3", "gptj", "gpt_neo", "bloom", "falcon_alibi", "gpt_oss")
 
 

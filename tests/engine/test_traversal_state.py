@@ -208,6 +208,45 @@ def test_an_abandoned_traversal_leaves_nothing_behind(family: str, memory_gb: fl
     untouched.check("thrown into")
 
 
+class OutOfMemoryAbove:
+    """A hook that runs out of memory whenever a call is about more than so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.raised = tokens, 0
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].numel() // args[0].shape[-1] > self.tokens:
+            self.raised += 1
+            raise torch.OutOfMemoryError("planned")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_the_memory_runs_out_smaller_pieces_are_tried(family: str) -> None:
+    model = fresh_model(family)
+    executor, plan = make_executor(model), plan_of(model)
+    untouched = Untouched(model)
+
+    class Limited:
+        """Only the executor under test is short of memory."""
+
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            handle = model.blocks[1].mlp.register_forward_pre_hook(limit)
+            try:
+                yield from executor.execute(*args, **kwargs)
+            finally:
+                handle.remove()
+
+    limit = OutOfMemoryAbove(16)
+    compare(model, plan, Limited())
+    assert limit.raised >= 1
+    untouched.check("memory ran out")
+    limit = OutOfMemoryAbove(0)
+    with pytest.raises(torch.OutOfMemoryError, match="planned"):
+        list(Limited().execute(plan))
+    assert limit.raised > 1, "smaller pieces were tried"
+    untouched.check("memory ran out for good")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_of_the_user_stay_and_still_work(family: str) -> None:
     model = fresh_model(family)

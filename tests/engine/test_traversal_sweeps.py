@@ -31,7 +31,7 @@ CORRUPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "str": ({}, ("logit_diff", "prob", "kl")),
     "gaussian": ({"draws": 3, "sigma": 1.5}, ("logit_diff", "log_prob")),
     "zero": ({}, ("logit_diff", "prob")),
-    "mean": ({}, ("logit_diff",)),
+    "mean": ({"positions": "each"}, ("logit_diff",)),
     "resample": ({"draws": 2}, ("logit_diff", "kl")),
     "answer": ({}, ("mean_logit_diff", "answer_log_prob")),
 }

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from engramscope.locate.cells import Cell, cells_of
-from engramscope.locate.experiment import set_up, values_per_run
-from engramscope.locate.sweep import _outcome
+from engramscope.locate.chunks import values_per_run
+from engramscope.locate.experiment import set_up
+from engramscope.locate.sweep import _outcome, _Scores
 from engramscope.models.site import SITES
 from engramscope.study_file import SweepSection
 from tests.planted import planted_model, value_pairs
@@ -18,7 +19,7 @@ from tests.tiny_models import tiny_model
 
 @pytest.fixture(scope="module")
 def experiment():
-    return set_up(planted_model(), value_pairs(10), "str", "str", ["logit_diff"])
+    return set_up(planted_model(), value_pairs(10), "str", "str", ["logit_diff"], executor="reference")
 
 
 def _cells(experiment):
@@ -50,6 +51,19 @@ def test_every_pair_and_cell_is_in_exactly_one_piece(experiment) -> None:
     assert len(seen) == len(set(seen)) == len(cells) * 10
 
 
+def test_a_piece_for_the_traversal_is_bounded_by_work_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = set_up(planted_model(), value_pairs(10), "str", "str", ["logit_diff"])
+    cells = _cells(experiment)
+    whole = experiment.chunks(cells, "a")
+    assert len(whole) == 1
+    monkeypatch.setattr("engramscope.locate.chunks._RUNS", 3 * len(cells))
+    pieces = experiment.chunks(cells, "a")
+    assert [len(chunk.pairs) for chunk in pieces] == [3, 3, 3, 1]
+    pd.testing.assert_frame_equal(_effects(experiment, whole), _effects(experiment, pieces), atol=1e-5)
+    monkeypatch.setattr("engramscope.locate.chunks._WORK", {"cpu": 1.0})
+    assert [len(chunk.pairs) for chunk in experiment.chunks(cells, "a")] == [1] * 10 * -(-len(cells) // 64)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral"])
 def test_the_memory_of_every_site_is_not_underrated(family: str) -> None:
     model = tiny_model(family)
@@ -66,6 +80,9 @@ def test_an_infinite_value_is_a_failed_row() -> None:
     cell = Cell("r", "mlp_out", (0,), None, None, "all", "denoise", 1, 0)
     key = (0, cell, 0)
     for value in (math.inf, -math.inf, math.nan):
-        outcome = _outcome(key, {key: {"logit_diff": value, "prob": 0.5}}, {})
+        outcome = _outcome(key, _Scores(whole={key: {"logit_diff": value, "prob": 0.5}}), {})
         assert outcome.status == "failed: logit_diff is not a finite number"
-    assert _outcome(key, {key: {"logit_diff": 1.0, "prob": 0.5}}, {}).status == "ok"
+    found = _Scores(whole={key: {"logit_diff": 1.0, "prob": 0.5}})
+    assert _outcome(key, found, {}).status == "ok"
+    found.trouble[key] = "run '3' has a value that is not finite after layer 2"
+    assert _outcome(key, found, {}).status == "failed: run '3' has a value that is not finite after layer 2"

@@ -74,8 +74,10 @@ def test_the_manifest_says_how_the_numbers_came_about(study: Path) -> None:
     manifest = json.loads((study / "manifest.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["schema"] == 1
-    assert manifest["executor"] == {"requested": "traversal", "used": "reference"}
-    assert "which this version does not have" in (study / "report.html").read_text(encoding="utf-8")
+    assert manifest["executor"] == {"requested": "traversal", "used": "traversal", "way": "packed", "note": ""}
+    assert manifest["memory"]["allowed_gb"] == 4.0
+    assert manifest["memory"]["peak_gb"] > 0
+    assert "recomputed by whole forwards" in (study / "report.html").read_text(encoding="utf-8")
     assert {"torch", "transformers", "engramscope", "python"} <= set(manifest["versions"])
     assert len(manifest["model"]["weight_hash"]) == 64
     assert manifest["seed"] == 0

@@ -29,8 +29,8 @@ import signal
 import time
 # a test run started in the background inherits that Ctrl-C is ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from engramscope.locate import experiment
-experiment.CELLS_PER_CHUNK = 1
+from engramscope.locate import chunks, experiment
+chunks.CELLS_PER_CHUNK = 1
 really = experiment.Experiment.run
 def run(*arguments):
     time.sleep(0.5)
@@ -43,7 +43,7 @@ main()
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engramscope.locate.experiment.CELLS_PER_CHUNK", 1)
+    monkeypatch.setattr("engramscope.locate.chunks.CELLS_PER_CHUNK", 1)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def whole(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run; its study lies beside its results."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("engramscope.locate.experiment.CELLS_PER_CHUNK", 1)
+        patched.setattr("engramscope.locate.chunks.CELLS_PER_CHUNK", 1)
         run_study(write_study(folder, gpt2, SWEEPS), folder / "out")
     return folder / "out"
 

@@ -325,7 +325,7 @@ def provenance(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
                      if not missing(model.get(name)))]),
         ("Run", [*_named(manifest, ("engramscope", "status", "started", "finished")),
                  ("elapsed", seconds(manifest.get("elapsed_s"))),
-                 *_named(manifest, ("platform", "seed", "study_hash", "schema")),
+                 *_named(manifest, ("platform", "seed", "study_hash", "schema", "executor", "memory")),
                  *((f"time: {name}", seconds(value)) for name, value in timings.items())]),
         ("Versions", [(str(name), str(value)) for name, value in section(manifest, "versions").items()]),
         ("Numbers", [*_counts(study), *((f"noise floor, {metric_words(str(name))}", _floor(str(name), value))
@@ -372,8 +372,8 @@ def self_checks(study: Study) -> list[dict[str, Any]]:
         value, tolerance = parity.get("max_abs_diff"), parity.get("tolerance")
         passed = missing(value) or missing(tolerance) or float(value) <= float(tolerance)  # type: ignore[arg-type]
         detail = (
-            f"{counted(parity.get('checked', 0), 'cell')} recomputed alone, each in one pair, with the same executor: "
-            "shows that batches, and pieces stored earlier, change no number"
+            f"{counted(parity.get('checked', 0), 'cell')} recomputed by whole forwards of the model, each in one pair: "
+            "shows that the traversal, batches, and pieces stored earlier change no number"
         )
         out.append({"name": "parity", "value": number(value), "tolerance": number(tolerance), "passed": passed,
                     "detail": detail})  # fmt: skip
