@@ -171,7 +171,6 @@ def test_a_patch_that_cannot_be_done_leaves_nothing_behind(family: str) -> None:
     executor, good = make_executor(model), plan_of(model)
     untouched = Untouched(model)
     for patch in (
-        Patch("z", 1, (2,), Constant(torch.zeros(3, 5))),
         Patch("mlp_out", 1, (2,), Constant(torch.zeros(1, 7))),
         Patch("z", 1, (2,), FromRun("clean", (99,))),
         Patch("z", 1, (2,), FromRun("clean", (2,)), (17,)),

@@ -10,7 +10,7 @@ import pytest
 
 from engramscope import patch
 from engramscope.engine.plan import FromRun
-from engramscope.errors import InputError
+from engramscope.errors import InputError, ModelError
 from engramscope.locate import runs
 from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import noise_floor, set_up
@@ -87,7 +87,7 @@ def test_an_ablation_that_leaves_nothing_of_the_prompt_is_no_finding(model, corr
     assert not summary.loc[1, "detected"]
 
 
-def test_a_model_that_was_put_back_into_training_is_patched_without_dropout() -> None:
+def test_a_model_that_was_put_back_into_training_is_refused() -> None:
     words = tokenizer()
     hf = tiny_hf("gpt2", vocab_size=len(words), resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     model = Model.from_parts(hf, words)
@@ -95,11 +95,11 @@ def test_a_model_that_was_put_back_into_training_is_patched_without_dropout() ->
         Pair(row["id"], row["clean"], tuple(row["correct"]), row["corrupted"], tuple(row["incorrect"]))
         for row in pair_rows(4)
     ))  # fmt: skip
-    evaluated = patch(model, pairs, "mlp_out", resamples=100).effects
-    hf.train()
-    trained = patch(model, pairs, "mlp_out", resamples=100)
-    pd.testing.assert_frame_equal(trained.effects, evaluated)
-    assert trained.noise_floor["logit_diff"] < 1e-5
+    assert patch(model, pairs, "mlp_out", resamples=100).noise_floor["logit_diff"] < 1e-5
+    hf.transformer.h[1].attn.attn_dropout.train()
+    for executor in ("traversal", "reference"):
+        with pytest.raises(ModelError, match=r"attn_dropout is in training mode.*eval\(\)"):
+            patch(model, pairs, "mlp_out", resamples=100, executor=executor)
 
 
 @pytest.mark.parametrize("corruption", ["zero", "mean", "resample"])

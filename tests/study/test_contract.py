@@ -379,8 +379,12 @@ def test_a_prompt_of_one_token(gpt2: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(effects["patched"], effects["clean"], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("executor", "where"),
+    [("reference", "engramscope.engine.reference.write_at"), ("traversal", "engramscope.engine.wave.Wave._after")],
+)
 def test_hooks_and_model_are_as_before_after_a_failure(
-    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, where: str
 ) -> None:
     from engramscope import study_steps
 
@@ -391,9 +395,11 @@ def test_hooks_and_model_are_as_before_after_a_failure(
     def fail(*_: object) -> None:
         raise RuntimeError("in the middle of a forward")
 
-    path = write_study(tmp_path, gpt2)
+    path = write_study(tmp_path, gpt2, run={"executor": executor})
     with monkeypatch.context() as patched:
-        patched.setattr("engramscope.engine.reference.write_at", fail)
+        # a traversal that fails where it is tried out gives way to whole forwards; here it fails later
+        patched.setattr("engramscope.engine.executor._why_not", lambda *_: "")
+        patched.setattr(where, fail)
         with pytest.raises(RuntimeError, match="middle"):
             run_study(path, tmp_path / "out")
     module = models[0].hf

@@ -39,7 +39,7 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _documented() -> dict[str, tuple[bool, str]]:
-    rows = re.findall(r"^\| `([a-z_.]+)`( \*)? \|([^|]*)\|", TEXT, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)`( \*)? \|([^|]*)\|", TEXT, flags=re.MULTILINE)
     return {
         key: (bool(star), default.strip().strip("`")) for key, star, default in rows if key not in corruption_names()
     }

@@ -98,18 +98,19 @@ class BlockCaller:
             groups: what is written inside the block.
         """
         places = list(dict.fromkeys([*groups, *self._places]))
-        wanted = [self._tap(place, groups.get(place, ()), tokens) for place in places if not self._is_routed(place)]
+        hooked = [place for place in places if not self._is_routed(place)]
+        # everything is written before anything is kept: one tensor may be a site under two names
+        wanted = [self._write_tap(place, groups[place], tokens) for place in hooked if groups.get(place)]
+        wanted += [self._keep_tap(place, tokens) for place in hooked if self._store.wants(place)]
         if self._attention is not None:
             pattern = next(
                 (self._on_weights(place, groups, tokens) for place in places if self._is_routed(place)), None
             )
             self._attention.begin_rows(tokens.rows, tokens.numbers, keys_only=tokens.keys_only, pattern=pattern)
         shorter = nullcontext()
-        if self._attention is not None and self._shortcuts is not None and attends_as_base(places):
+        if self._attention is not None and tokens.born is not None and self._shortcuts and attends_as_base(places):
             self._attention.same_as = tokens.born
-            shorter = (
-                nullcontext() if tokens.born is None else self._shortcuts.taken(self._layer, groups, tokens.numbers)
-            )
+            shorter = self._shortcuts.taken(self._layer, groups, places, tokens.numbers)
         args, kwargs, shaped = self._arguments(tokens, hidden)
         block = self._blocks[self._layer]
         try:
@@ -135,28 +136,38 @@ class BlockCaller:
     def _is_routed(self, place: Place) -> bool:
         return self._attention is not None and place[0] == "pattern"
 
-    def _tap(self, place: Place, groups: Sequence[WriteGroup], tokens: Tokens) -> Tap:
+    def _write_tap(self, place: Place, groups: Sequence[WriteGroup], tokens: Tokens) -> Tap:
         access = self._model.site(*place)
         if is_pattern(access):
-            return access, self._on_weights(place, {place: groups}, tokens)
+            return access, self._on_weights(place, {place: groups}, tokens, keep=False)
 
         def tap(value: Tensor) -> Tensor | None:
             flat = value.reshape(-1, value.shape[-1])
             new = written(flat, place, groups, tokens.numbers, self._store, access)
-            if self._store.wants(place):
-                self._store.keep(place, tokens.handles, flat if new is None else new)
             return None if new is None else new.view(value.shape)
 
         return access, tap
 
-    def _on_weights(self, place: Place, groups: Groups, tokens: Tokens) -> Callable[[Tensor], Tensor | None]:
+    def _keep_tap(self, place: Place, tokens: Tokens) -> Tap:
+        access = self._model.site(*place)
+        if is_pattern(access):
+            return access, self._on_weights(place, {}, tokens)
+
+        def tap(value: Tensor) -> None:
+            self._store.keep(place, tokens.handles, value.reshape(-1, value.shape[-1]))
+
+        return access, tap
+
+    def _on_weights(
+        self, place: Place, groups: Groups, tokens: Tokens, *, keep: bool = True
+    ) -> Callable[[Tensor], Tensor | None]:
         access, rows = self._model.site(*place), tokens.rows
 
         def tap(weights: Tensor) -> Tensor | None:
             by_query = weights.transpose(1, 2).flatten(0, 1)  # [rows * queries, heads, keys]
             flat = by_query if rows.even else by_query[rows.grid]
             new = written(flat, place, groups.get(place, ()), tokens.numbers, self._store, access)
-            if self._store.wants(place):
+            if keep and self._store.wants(place):
                 kept = flat if new is None else new
                 missing = self._work.layout.longest - kept.shape[2]
                 self._store.keep(place, tokens.handles, torch.nn.functional.pad(kept, (0, missing)))

@@ -75,13 +75,20 @@ def lay_out(bases: Sequence[BaseRun], ends: Mapping[str, int], packed: bool) -> 
             ids[own] = base.tokens[start[number] : end[number]]
             positions[own] = np.arange(start[number], end[number])
     else:
-        table = np.arange(len(bases) * longest).reshape(len(bases), longest)
-        ids, positions = np.zeros(table.size, np.int64), np.tile(np.arange(longest), len(bases))
+        # a run that is the beginning of another one has no row of its own
+        own = start < end
+        rows = np.cumsum(own) - 1
+        holder: dict[int, int] = {}
+        for number in np.flatnonzero(own):
+            holder.update(dict.fromkeys(nodes[number, start[number] : end[number]].tolist(), int(rows[number])))
+        which = np.array([holder[int(nodes[number, end[number] - 1])] for number in range(len(bases))])
+        table = which[:, None] * longest + np.arange(longest)
+        ids, positions = np.zeros(own.sum() * longest, np.int64), np.tile(np.arange(longest), own.sum())
         for number, base in enumerate(bases):
             ids[table[number, : end[number]]] = base.tokens[: end[number]]
-        start, end = np.zeros_like(start), np.full_like(end, longest)
+        start, end = np.where(own, 0, longest), np.full_like(end, longest)
     offset = table[np.arange(len(bases)), np.minimum(start, longest - 1)]
-    noise = _noise(bases, ends, table, start, packed)
+    noise = _noise(bases, ends, table, start)
     return Layout(packed, ids, positions, row, table, nodes, start, end, offset, noise)
 
 
@@ -106,16 +113,16 @@ def _prefix_tree(bases: Sequence[BaseRun], ends: Mapping[str, int], longest: int
 
 
 def _noise(
-    bases: Sequence[BaseRun], ends: Mapping[str, int], table: Ints, start: Ints, packed: bool
+    bases: Sequence[BaseRun], ends: Mapping[str, int], table: Ints, start: Ints
 ) -> tuple[tuple[Ints, Tensor], ...]:
     found = []
     for number, base in enumerate(bases):
         if base.noise is None:
             continue
-        # in a packed layout only the run that owns a token adds to it
+        # only the run that owns a token adds to it
         kept = [
             i for i, p in enumerate(base.noise.positions)
-            if p < ends[base.id] and (not packed or p >= start[number])
+            if p < ends[base.id] and p >= start[number]
         ]  # fmt: skip
         if kept:
             positions = np.array([base.noise.positions[i] for i in kept])

@@ -166,9 +166,16 @@ def _add(by_id: dict[str, BaseRun | DerivedRun], run: BaseRun | DerivedRun) -> N
 
 
 def _check_sources(by_id: dict[str, BaseRun | DerivedRun], run: DerivedRun) -> None:
-    if not isinstance(by_id.get(run.base), BaseRun):
+    base = by_id.get(run.base)
+    if not isinstance(base, BaseRun):
         raise ValueError(f"run {run.id!r} derives from {run.base!r}, which is no base run of this plan")
     for patch in run.patches:
+        if patch.positions and not 0 <= min(patch.positions) <= max(patch.positions) < len(base.tokens):
+            raise ValueError(f"run {run.id!r}: a patched position is not in its prompt of {len(base.tokens)} tokens")
+        if isinstance(patch.source, Constant) and patch.source.values.ndim:
+            rows = patch.source.values.shape[0]
+            if rows not in (1, len(patch.positions)):
+                raise ValueError(f"run {run.id!r}: {len(patch.positions)} positions are given {rows} rows of values")
         if isinstance(patch.source, FromRun):
             if patch.source.run not in by_id:
                 raise ValueError(f"run {run.id!r} reads {patch.source.run!r}, which is not in the plan before it")

@@ -24,6 +24,8 @@ from engramscope.models.site import Port
 _BEHIND = frozenset({"z", "attn_out", "resid_mid", "mlp_act", "mlp_out"})
 #: sites that are the whole output of a module which reads nothing but its input
 _WHOLE = ("attn_out", "mlp_out")
+#: sites inside these modules
+_INSIDE = {"attn_out": {"z"}, "mlp_out": {"mlp_act"}}
 
 
 class Shortcuts:
@@ -53,12 +55,15 @@ class Shortcuts:
                 self._projections.setdefault(layer, []).append((port.module, forms[site, layer].shape[-1]))
 
     @contextmanager
-    def taken(self, layer: int, groups: Mapping[Place, Sequence[WriteGroup]], tokens: Ints) -> Iterator[None]:
+    def taken(
+        self, layer: int, groups: Mapping[Place, Sequence[WriteGroup]], places: Sequence[Place], tokens: Ints
+    ) -> Iterator[None]:
         """Leave out the projections of a layer, and modules whose output is written at every one of the tokens.
 
         Args:
             layer: the block.
             groups: what is written.
+            places: everything that is written or read in the layer.
             tokens: who passes.
         """
         with ExitStack() as stack:
@@ -66,7 +71,12 @@ class Shortcuts:
                 stack.enter_context(replaced(module, "forward", _blank(width, None)))
             for place, members in groups.items():
                 whole = self._whole.get(place)
-                if whole is not None and any(group.heads is None and _covers(group, tokens) for group in members):
+                # what is read inside a module is there only if it is called
+                if (
+                    whole is not None
+                    and not _INSIDE[place[0]] & {site for site, _ in places}
+                    and any(group.heads is None and _covers(group, tokens) for group in members)
+                ):
                     module, form = whole
                     stack.enter_context(replaced(module, "forward", _blank(self._model.anatomy.d_model, form)))
             yield

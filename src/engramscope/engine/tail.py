@@ -98,17 +98,16 @@ class Tail:
                 yield Answered(tuple(part), logits.unflatten(0, (len(part), count)), columns)
 
     def _of_equals(self, runs: Sequence[str]) -> Iterator[Answered]:
-        """Runs that are their base: one row of logits, shown to all of them without a copy."""
+        """Runs that are their base: one row of logits for those with equal read-outs, shown to all without a copy."""
         columns = self._columns(runs)
-        logits = self._logits(np.unique(self.work.readouts[runs[0]]), {}, columns)
         by_readout: dict[tuple[int, ...], list[str]] = {}
         for run in runs:
             by_readout.setdefault(tuple(self.work.readouts[run].tolist()), []).append(run)
-        for handles, members in by_readout.items():
-            unique = np.unique(np.array(handles, np.int64))
-            if not np.array_equal(unique, np.unique(self.work.readouts[runs[0]])):
-                logits = self._logits(unique, {}, columns)
-            one = logits[index_tensor(np.searchsorted(unique, np.array(handles, np.int64)), logits.device)]
+        for readout, members in by_readout.items():
+            handles = np.array(readout, np.int64)
+            unique = np.unique(handles)
+            logits = self._logits(unique, {}, columns)
+            one = logits[index_tensor(np.searchsorted(unique, handles), logits.device)]
             yield Answered(tuple(members), one[None].expand(len(members), -1, -1), columns)
 
     def _parts(self, runs: Sequence[str], rows_each: int) -> Iterator[Sequence[str]]:

@@ -50,7 +50,8 @@ class WriteGroup:
 
     def given_values(self, access: SiteAccess, like: Tensor) -> Tensor:
         """The given values of all writes of the group [writes, columns], or [writes, heads, keys] for a pattern."""
-        if self._given is None:
+        # attention weights have as many keys as the slice that they are for
+        if self._given is None or self._given.shape[2:] != like.shape[3:]:
             parts = [_given_rows(values, own, access, self.heads, like) for values, own in self.given]
             self._given = torch.cat(parts)[torch.from_numpy(self._order).to(like.device)]
         return self._given
