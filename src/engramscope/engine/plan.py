@@ -165,13 +165,21 @@ def _add(by_id: dict[str, BaseRun | DerivedRun], run: BaseRun | DerivedRun) -> N
     by_id[run.id] = run
 
 
+def _check_positions(run: str, positions: tuple[int, ...], length: int) -> None:
+    if positions and not 0 <= min(positions) <= max(positions) < length:
+        raise ValueError(f"run {run!r}: a patched position is not in its prompt of {length} tokens")
+
+
 def _check_sources(by_id: dict[str, BaseRun | DerivedRun], run: DerivedRun) -> None:
     base = by_id.get(run.base)
     if not isinstance(base, BaseRun):
         raise ValueError(f"run {run.id!r} derives from {run.base!r}, which is no base run of this plan")
+    checked: tuple[int, ...] = ()
     for patch in run.patches:
-        if patch.positions and not 0 <= min(patch.positions) <= max(patch.positions) < len(base.tokens):
-            raise ValueError(f"run {run.id!r}: a patched position is not in its prompt of {len(base.tokens)} tokens")
+        # the patches of a window share their positions
+        if patch.positions is not checked:
+            _check_positions(run.id, patch.positions, len(base.tokens))
+            checked = patch.positions
         if isinstance(patch.source, Constant) and patch.source.values.ndim:
             rows = patch.source.values.shape[0]
             if rows not in (1, len(patch.positions)):

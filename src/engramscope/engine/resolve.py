@@ -151,6 +151,7 @@ class _Resolver:
         self.live: dict[str, LiveRun] = {}
         self.alias: dict[str, str] = {}
         self.stages: dict[Place, Stage] = {}
+        self.known: dict[tuple[object, ...], tuple[Ints, Ints | None, np.ndarray]] = {}
 
     def stage(self, patch: Patch) -> Stage:
         place = (patch.site, patch.layer)
@@ -165,7 +166,7 @@ class _Resolver:
         kept: list[tuple[Stage, Patch, Ints, Ints | None]] = []
         first = end  # the first position that differs so far
         for group in self._groups(run):
-            found = [(at, patch, *self._effective(row, end, at, patch)) for at, patch in group]
+            found = [(at, patch, *self._known(row, end, at, patch)) for at, patch in group]
             first = min([first, *(int(mine[changed].min()) for *_, mine, _, changed in found if changed.any())])
             for at, patch, mine, theirs, changed in found:
                 keep = changed | (mine >= first)
@@ -204,7 +205,19 @@ class _Resolver:
             return mine, theirs, np.ones(len(mine), bool)
         source = self._source_row(patch.source.run)
         differs = self.layout.same[row, mine] != self.layout.same[source, theirs]
+        if patch.source.run not in self.live:
+            return mine, theirs, differs
         return mine, theirs, differs | self._own(patch.source.run, at, theirs)
+
+    def _known(self, row: int, end: int, at: Stage, patch: Patch) -> tuple[Ints, Ints | None, np.ndarray]:
+        """`_effective`, once for all patches that put the same positions of a base run in the same place of another."""
+        source = patch.source
+        if isinstance(source, Constant) or source.run in self.live:
+            return self._effective(row, end, at, patch)
+        key = (row, end, self._source_row(source.run), patch.positions, source.positions, patch.site == "pattern")
+        if key not in self.known:
+            self.known[key] = self._effective(row, end, at, patch)
+        return self.known[key]
 
     def _source_row(self, run: str) -> int:
         live = self.live.get(run)
