@@ -142,69 +142,6 @@ def run_cells(
     """
     jobs: dict[str, Job] = {}
     bases: dict[str, BaseRun] = {}
-    for pair in pairs:
-        for continuation in scorer.continuations(pair):
-            clean = clean_run(pair, continuation)
-            bases[clean.id], jobs[clean.id] = clean, Job(pair, None, None, continuation)
-            for draw in pair.draws:
-                corrupted = corrupted_run(pair, draw, continuation)
-                bases[corrupted.id], jobs[corrupted.id] = corrupted, Job(pair, None, draw.seed, continuation)
-    scores = _execute(executor, list(bases.values()), [], jobs, scorer)
-    return [
-        Baseline(
-            pair.index,
-            scores.whole[pair.index, None, None],
-            {draw.seed: scores.whole[pair.index, None, draw.seed] for draw in pair.draws},
-            _first_trouble(pair, scores),
-        )
-        for pair in pairs
-    ]
-
-
-def _first_trouble(pair: Prepared, scores: _Scores) -> str:
-    seeds = (None, *(draw.seed for draw in pair.draws))
-    found = (scores.trouble.get((pair.index, None, seed)) for seed in seeds)
-    return next((trouble for trouble in found if trouble), "")
-
-
-def run_cells(
-    executor: Executor,
-    cells: Sequence[Cell],
-    pairs: Sequence[Prepared],
-    scorer: Scorer,
-    everyone: Sequence[Prepared],
-    means: Means | None = None,
-    self_patch: bool = False,
-) -> list[Outcome]:
-    """Patch every cell in every pair and score it.
-
-    Args:
-        executor: runs them on its model.
-        cells: what to patch.
-        pairs: in which pairs.
-        scorer: the metrics.
-        everyone: all prepared pairs, for donors.
-        means: reference means, for mean ablation.
-        self_patch: patch every run with its own values: the noise floor.
-
-    Returns:
-        Outcomes in the order pairs, cells, draws.
-    """
-    with many_objects():
-        return _run_cells(executor, cells, pairs, scorer, everyone, means or {}, self_patch)
-
-
-def _run_cells(
-    executor: Executor,
-    cells: Sequence[Cell],
-    pairs: Sequence[Prepared],
-    scorer: Scorer,
-    everyone: Sequence[Prepared],
-    means: Means,
-    self_patch: bool,
-) -> list[Outcome]:
-    jobs: dict[str, Job] = {}
-    bases: dict[str, BaseRun] = {}
     derived: list[DerivedRun] = []
     skipped: dict[tuple[int, Cell, int], str] = {}
     keys: list[tuple[int, Cell, int]] = []
