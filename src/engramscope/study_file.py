@@ -27,6 +27,7 @@ class ModelSection(_Section):
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    resident_gb: float | None = Field(default=None, gt=0)
 
 
 class PairsSection(_Section):

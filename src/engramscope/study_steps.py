@@ -46,6 +46,7 @@ def load(inputs: Inputs) -> Model:
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
         allow_pickle=section.allow_pickle,
+        resident_gb=section.resident_gb,
     )
 
 
@@ -390,7 +391,8 @@ def executor_facts(requested: str, experiment: Experiment | None) -> dict[str, A
         return {"requested": requested}
     executor = experiment.executor
     used = "reference" if executor.way == "reference" else "traversal"
-    return {"requested": requested, "used": used, "way": executor.way, "note": executor.note}
+    note = "; ".join(part for part in (executor.note, *sorted(executor.fallbacks)) if part)
+    return {"requested": requested, "used": used, "way": executor.way, "note": note}
 
 
 def executor_note(executor: Mapping[str, Any]) -> str:
@@ -401,8 +403,8 @@ def executor_note(executor: Mapping[str, Any]) -> str:
         "rows": "Runs went through the model as rows of padded batches, not side by side",
         "reference": "Every run was given a whole forward of its own",
     }
-    how = ways.get(str(executor.get("way")), "")
-    return f"{how}: {executor['note']}. The numbers are the same; it takes longer." if how else ""
+    how = ways.get(str(executor.get("way")), "Some runs were given a whole forward of their own")
+    return f"{how}: {executor['note']}. The numbers are the same; it takes longer."
 
 
 def memory_facts(experiment: Experiment, at_start: float) -> dict[str, Any]:

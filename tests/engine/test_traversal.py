@@ -295,3 +295,15 @@ def test_prompts_that_share_nothing_are_patched_from_their_first_token(family: s
         for number in range(3)
     )
     compare(model, Plan(bases, derived, reads(*(run.id for run in derived), at=(5, 0))), executor_of(family))
+
+
+def test_a_plan_that_one_traversal_cannot_follow_is_finished_by_whole_forwards_and_said() -> None:
+    model = tiny_model("gpt2")
+    clean, other = BaseRun("clean", CLEAN), BaseRun("other", CLEAN[::-1])
+    ahead = DerivedRun("ahead", "clean", (Patch("pattern", 1, (2,), FromRun("other", (5,))),))
+    plain = DerivedRun("plain", "clean", (Patch("resid_post", 0, (3,), FromRun("other", (3,))),))
+    plan = Plan((clean, other), (plain, ahead), tuple(Readout(run, (4,)) for run in ("plain", "ahead", "other")))
+    for memory in (4.0, 1e-6):
+        executor = make_executor(model, memory_gb=memory)
+        compare(model, plan, executor)
+        assert any("later token" in why for why in executor.fallbacks)

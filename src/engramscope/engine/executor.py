@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -42,6 +42,7 @@ class Executor:
             first patched layer) or "reference" (a whole forward for every run).
         note: why it is not done the fastest way; "" where it is.
         memory_gb: what may be added to the model, in GiB.
+        fallbacks: why some runs were given whole forwards nevertheless; filled as plans are executed.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Executor:
     note: str
     memory_gb: float
     _way: Way | None = None
+    fallbacks: set[str] = field(default_factory=set, compare=False)
 
     def execute(
         self,
@@ -74,15 +76,20 @@ class Executor:
             SiteError: the model does not offer a patched site.
         """
         ensure_evaluation(self.model.hf, self.model.name)
+        left = plan
         if self._way is not None and plan.readouts:
+            done: set[str] = set()
+            longest = max((len(base.tokens) for base in plan.bases), default=1)
+            budget = budget_for(self.model, self.memory_gb, longest)
             try:
-                longest = max((len(base.tokens) for base in plan.bases), default=1)
-                budget = budget_for(self.model, self.memory_gb, longest)
-                yield from traversal.execute(self._way, plan, budget, columns, skip_identities=skip_identities)
+                for answered in traversal.execute(self._way, plan, budget, columns, skip_identities=skip_identities):
+                    done.update(answered.runs)
+                    yield answered
                 return
-            except UnsupportedPlanError:
-                pass  # found out before anything was answered
-        yield from reference.execute(self.model, plan)
+            except UnsupportedPlanError as error:
+                self.fallbacks.add(str(error))
+                left = Plan(plan.bases, plan.derived, tuple(one for one in plan.readouts if one.run not in done))
+        yield from reference.execute(self.model, left)
 
 
 def make_executor(model: Model, kind: Kind = "traversal", memory_gb: float = 4.0) -> Executor:

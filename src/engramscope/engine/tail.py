@@ -20,6 +20,7 @@ from engramscope.engine.writes import Store, WriteGroup, grouped, written
 from engramscope.models.drive import passed_by, replaced
 from engramscope.models.hooks import taps
 from engramscope.models.model import Model
+from engramscope.models.offload import held
 
 #: rows of logits at a time, before `tail_rows` of the budget says fewer
 MAX_ROWS = 4096
@@ -132,9 +133,11 @@ class Tail:
         wanted = [(self.model.site(*place), self._tap(place, groups.get(place, ()), handles)) for place in places]
         narrow = columns is not None and self.narrow and not places
         last = self.model.anatomy.n_layers - 1
+        head = self.model.hf.get_submodule(self.model.anatomy.head)
         token = torch.zeros((len(handles), 1), dtype=torch.long, device=self.model.device)
         with ExitStack() as stack:
             stack.enter_context(taps(self.model, wanted))
+            stack.enter_context(held(head))
             if narrow and columns is not None:
                 stack.enter_context(_some_columns(self.model, columns))
             output = passed_by(

@@ -115,7 +115,8 @@ def _with_less(
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = str(error)  # torch's words on Linux and macOS, and on Windows
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said
 
 
 def _passage(

@@ -80,6 +80,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    resident_gb: float | None = None,
     check: bool = True,
 ) -> Model:
     """Load a model, find its parts, and check that its sites can be read and written.
@@ -87,10 +88,13 @@ def load_model(
     Args:
         name: a bundled name ("mini"), a folder, or a hub id ("openai-community/gpt2").
         dtype: "float32", "bfloat16", "float16" or "float64".
-        device: "auto" (the first of cuda, mps, cpu that is there), or a device of torch such as "cuda:1".
+        device: "auto" (the first of cuda, mps, cpu that is there), a device of torch such as "cuda:1", or "offload":
+            the weights are spread over GPUs, main memory and disk, and each layer comes in when it is needed (this needs
+            the extra `large`, and a safetensors checkpoint for what stays on disk).
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model.
         allow_pickle: load a pickle checkpoint if there is no safetensors file; only from sources you trust.
+        resident_gb: with "offload", main memory that weights may take, in GiB; as much as there is by default.
         check: run the self-checks.
 
     Returns:
@@ -100,16 +104,18 @@ def load_model(
         ModelError: it cannot be found or loaded, or is no causal language model; a sentence says what to do.
         CheckError: a self-check fails.
     """
-    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    torch_dtype, torch_device = _dtype(dtype), None if device == "offload" else _device(device)
+    spread = _spread(resident_gb) if torch_device is None else {}
     place = _locate(name, revision)
     config = _config(place, trust_remote_code=trust_remote_code)
     _ensure_causal_lm(place, config)
     _ensure_weights(place, allow_pickle=allow_pickle)
     tokenizer = _tokenizer(place, trust_remote_code=trust_remote_code)
-    hf = _weights(place, config, torch_dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    hf = _weights(place, config, torch_dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+                  spread=spread)  # fmt: skip
     hf.config.use_cache = False
     hf.requires_grad_(False)
-    hf = _moved(hf, torch_device, name)
+    hf = hf if torch_device is None else _moved(hf, torch_device, name)
     return Model.from_parts(hf, tokenizer, name=name, check=check, source=place.source, revision=place.revision)
 
 
@@ -259,11 +265,31 @@ def _tokenizer(place: Place, *, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _weights(place: Place, config: Any, dtype: torch.dtype, *, trust_remote_code: bool, allow_pickle: bool) -> Any:
+def _spread(resident_gb: float | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that leave weights where there is room."""
+    try:
+        from accelerate.utils import get_max_memory
+    except ImportError:
+        raise ModelError('device = "offload" needs the package accelerate: pip install "engramscope[large]".') from None
+    room: dict[Any, Any] = dict(get_max_memory())
+    if resident_gb is not None:
+        room["cpu"] = int(resident_gb * 2**30)
+    return {"device_map": "auto", "max_memory": room}
+
+
+def _weights(
+    place: Place,
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    spread: dict[str, Any],
+) -> Any:
     has_safetensors = place.files is None or any("safetensors" in name for name in place.files)
     options: dict[str, Any] = {
         "config": config, "dtype": dtype, "trust_remote_code": trust_remote_code, "output_loading_info": True,
-        "use_safetensors": True if has_safetensors or not allow_pickle else None, **place.options,
+        "use_safetensors": True if has_safetensors or not allow_pickle else None, **place.options, **spread,
     }  # fmt: skip
     try:
         with _quiet():
@@ -309,7 +335,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ModelError(f"Unknown device {name!r}; give auto, cpu, cuda, cuda:0, … or mps.") from None
+        raise ModelError(f"Unknown device {name!r}; give auto, cpu, cuda, cuda:0, …, mps or offload.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"Device {name!r} was asked for, but this machine has no CUDA device that torch can use.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import torch
@@ -13,7 +13,8 @@ from engramscope.errors import ModelError, SiteError
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.find import Found, Phase, find, without_sites
 from engramscope.models.interface import attention_configs
-from engramscope.models.probe import SEQ, close, forward, random_tokens
+from engramscope.models.offload import saved_tensors
+from engramscope.models.probe import SEQ, close, device_of, forward, random_tokens
 from engramscope.models.site import GLOBAL_SITES, SITE_SHAPES, SITES, Port, SiteAccess, is_module_path
 from engramscope.registry import nearest
 
@@ -121,7 +122,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """The device that token ids are expected on."""
-        return self.hf.get_input_embeddings().weight.device
+        return device_of(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -209,7 +210,7 @@ class Model:
         """
         known = self._hash
         if known is None or self.source == "memory":
-            known = hash_of(self.hf.state_dict())
+            known = hash_of(saved_tensors(self.hf))
             object.__setattr__(self, "_hash", known)
         return known
 
@@ -244,18 +245,17 @@ class Model:
         raise SiteError(_unknown_site(path, tuple(widths)))
 
 
-def hash_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names.
+def hash_of(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names (pairs must be in it).
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach()
+    for name, value in sorted(tensors.items()) if isinstance(tensors, Mapping) else tensors:
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         # the bytes of one tensor at a time; a view as bytes because numpy has no bfloat16
-        digest.update(value.to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(value.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engramscope.models.drive import replaced
 
@@ -33,9 +33,44 @@ def is_offloaded(root: nn.Module) -> bool:
     return any(hook is not None and _offloads(hook) for hook in hooks)
 
 
+def execution_device(module: nn.Module) -> torch.device:
+    """Where the weights of an offloaded module come to when they are needed."""
+    hook = getattr(module, "_hf_hook", None)
+    device = next((part.execution_device for part in _parts(hook) if getattr(part, "execution_device", None)), "cpu")
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
+def saved_tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers that are saved, by name in their order; those that are offloaded come in one at a time."""
+    state = hf.state_dict()
+    for name in sorted(state):
+        if state[name].device.type != "meta":
+            yield name, state[name]
+            continue
+        path, _, attribute = name.rpartition(".")
+        owner = hf.get_submodule(path)
+        with held_alone(owner):
+            yield name, getattr(owner, attribute).detach()
+
+
+@contextmanager
+def held_alone(module: nn.Module) -> Iterator[None]:
+    """Hold the weights of this one module, without those of the modules in it."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not _offloads(hook):
+        yield
+        return
+    with _held(module, hook):
+        yield
+
+
+def _parts(hook: Any) -> list[Any]:
+    inner = getattr(hook, "hooks", None)
+    return [part for one in inner for part in _parts(one)] if inner else [] if hook is None else [hook]
+
+
 def _offloads(hook: Any) -> bool:
-    parts = getattr(hook, "hooks", None)
-    return any(map(_offloads, parts)) if parts else bool(getattr(hook, "offload", False))
+    return any(bool(getattr(part, "offload", False)) for part in _parts(hook))
 
 
 @contextmanager

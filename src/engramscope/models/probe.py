@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engramscope.errors import ModelError
 from engramscope.models.hooks import Hook, attached, input_tensor, output_tensor
+from engramscope.models.offload import execution_device
 
 #: rows, positions of a probe: small, and different from one another, so that shapes tell them apart
 ROWS, SEQ = 3, 5
@@ -84,7 +85,9 @@ def random_tokens(hf: Any, rows: int, seq: int, seed: int = 0) -> Tensor:
 
 def device_of(hf: nn.Module) -> torch.device:
     """The device of the token embedding, where token ids go."""
-    return hf.get_input_embeddings().weight.device  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    embedding: Any = hf.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    device = embedding.weight.device
+    return execution_device(embedding) if device.type == "meta" else device
 
 
 def forward(hf: Any, tokens: Tensor, hooks: Sequence[Hook] = ()) -> Tensor:
