@@ -1,8 +1,9 @@
 """A model that does not fit: `python -m benchmarks.offloaded` sweeps one whose weights stay on disk.
 
 A Llama of 1.26 billion random parameters in bfloat16 is written to a temporary folder, loaded with next to no main
-memory for its weights, and its residual stream is patched at every layer and position of some pairs. Printed are the seconds,
-the peak memory of the process, the size of the weights, and how often the weights of a layer came in for the sweep.
+memory for its weights, and its residual stream is patched at every layer and position of some pairs. Printed are the
+seconds, the peak memory of the process, the size of the weights, and how often the weights of a layer came in for
+the sweep.
 """
 
 from __future__ import annotations

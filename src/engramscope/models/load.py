@@ -89,8 +89,8 @@ def load_model(
         name: a bundled name ("mini"), a folder, or a hub id ("openai-community/gpt2").
         dtype: "float32", "bfloat16", "float16" or "float64".
         device: "auto" (the first of cuda, mps, cpu that is there), a device of torch such as "cuda:1", or "offload":
-            the weights are spread over GPUs, main memory and disk, and each layer comes in when it is needed (this needs
-            the extra `large`, and a safetensors checkpoint for what stays on disk).
+            the weights are spread over GPUs, main memory and disk, and each layer comes in when it is needed (needs the
+            extra `large`, and a safetensors checkpoint for what stays on disk).
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model.
         allow_pickle: load a pickle checkpoint if there is no safetensors file; only from sources you trust.
