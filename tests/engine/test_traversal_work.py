@@ -110,6 +110,14 @@ def test_what_nobody_looks_at_is_not_computed(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
+def test_a_source_that_nobody_looks_at_is_not_run(family: str) -> None:
+    after = DerivedRun("after", "corrupted", (from_run("clean", "resid_pre", 1, (6,)),))  # read before it differs
+    counts = tokens_through(family, Plan(BASES, (after,), (Readout("after", (4,)),)))
+    assert counts[0] <= len(CLEAN)
+    compare(tiny_model(family), Plan(BASES, (after,), (Readout("after", (4,)),)), executor_of(family))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
 def test_a_patch_with_the_same_value_costs_nothing_and_changes_nothing(family: str) -> None:
     shared = DerivedRun("shared", "corrupted", (from_run("clean", "mlp_out", 1, (2, 4)),))
     own = DerivedRun("own", "clean", (from_run("clean", "z", 0, (5,), (1,)), from_run("clean", "k", 1, (6,))))

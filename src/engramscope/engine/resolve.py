@@ -212,12 +212,16 @@ class _Resolver:
     def _known(self, row: int, end: int, at: Stage, patch: Patch) -> tuple[Ints, Ints | None, np.ndarray]:
         """`_effective`, once for all patches that put the same positions of a base run in the same place of another."""
         source = patch.source
-        if isinstance(source, Constant) or source.run in self.live:
+        # a source that nobody looks at is not there, and then nothing of this patch is looked at either
+        if isinstance(source, Constant) or source.run in self.live or self._is_absent(source.run):
             return self._effective(row, end, at, patch)
         key = (row, end, self._source_row(source.run), patch.positions, source.positions, patch.site == "pattern")
         if key not in self.known:
             self.known[key] = self._effective(row, end, at, patch)
         return self.known[key]
+
+    def _is_absent(self, run: str) -> bool:
+        return self.alias.get(run, run) not in self.layout.row
 
     def _source_row(self, run: str) -> int:
         live = self.live.get(run)
