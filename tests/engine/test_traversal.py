@@ -12,7 +12,7 @@ import torch
 from engramscope.engine.executor import make_executor
 from engramscope.engine.plan import BaseRun, Constant, DerivedRun, FromRun, Noise, Patch, Plan, Readout, Source
 from engramscope.models import Model
-from tests.engine.comparing import compare, reference_logits
+from tests.engine.comparing import compare, quickest_executor, reference_logits
 from tests.engine.plans import places_of
 from tests.tiny_models import FAMILIES, tiny_model
 
@@ -32,7 +32,7 @@ BASES = (BaseRun("clean", CLEAN), BaseRun("corrupted", CORRUPTED))
 
 @cache
 def executor_of(family: str, memory_gb: float = 4.0) -> Any:
-    return make_executor(tiny_model(family), memory_gb=memory_gb)
+    return quickest_executor(tiny_model(family), memory_gb)
 
 
 def from_run(run: str, site: str, layer: int | None, positions: Sequence[int], heads: Any = None) -> Patch:

@@ -11,10 +11,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from engramscope.engine.executor import make_executor
 from engramscope.engine.plan import Plan
 from engramscope.models import Model
-from tests.engine.comparing import Changed, compare, mutations, random_columns, reference_logits, shown, smallest
+from tests.engine.comparing import (
+    Changed,
+    compare,
+    mutations,
+    quickest_executor,
+    random_columns,
+    reference_logits,
+    shown,
+    smallest,
+)
 from tests.engine.plans import Seeded, plans, seeded_plan
 from tests.tiny_models import FAMILIES, tiny_hf, tiny_model
 
@@ -26,7 +34,7 @@ FORWARD_LOOKING = ("gpt2", "llama_mqa", "gemma3", "gptj", "gpt_neo", "bloom", "f
 
 @cache
 def executor_of(model: Model, memory_gb: float = 4.0) -> Any:
-    return make_executor(model, memory_gb=memory_gb)
+    return quickest_executor(model, memory_gb)
 
 
 @cache

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engramscope.corruptions import make_corruption
 from engramscope.engine.executor import make_executor
+from engramscope.engine.plan import Plan
 from engramscope.locate.cells import Cell, cells_of
 from engramscope.locate.means import reference_means
 from engramscope.locate.prepare import Prepared, prepare
@@ -21,6 +22,7 @@ from engramscope.models import Model
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES
 from engramscope.pairs import Pair, PairSet
 from engramscope.study_file import SweepSection
+from tests.engine.comparing import quickest_executor
 from tests.engine.plans import Choices, Drawn, chance, pick, some
 from tests.tiny_models import tiny_hf
 from tests.tiny_study import NAMES, pair_rows, tokenizer
@@ -112,7 +114,7 @@ def same_outcomes(ours: list[Outcome], theirs: list[Outcome], what: str) -> int:
 @cache
 def executors(family: str, memory_gb: float = 4.0) -> tuple[Any, Any]:
     model = model_of(family)
-    return make_executor(model, memory_gb=memory_gb), make_executor(model, kind="reference")
+    return quickest_executor(model, memory_gb), make_executor(model, kind="reference")
 
 
 @pytest.mark.parametrize("method", CORRUPTIONS)
@@ -182,3 +184,64 @@ def test_scores_that_differ_are_noticed() -> None:
     moved = [Outcome(o.pair, other[0].cell, o.seed, o.scores, o.status) for o in one]
     with pytest.raises(AssertionError, match="differs by"):
         same_outcomes(moved, other, "gpt2")
+
+
+def runs_of(
+    family: str, pairs: tuple[Prepared, ...], cells: list[Cell], metric: str, **options: Any
+) -> tuple[list[Outcome], int]:
+    """Outcomes by the traversal, and how many patched runs it was asked for."""
+    executor, asked = executors(family)[0], 0
+
+    class Counting:
+        way, model = executor.way, executor.model
+
+        def execute(self, plan: Plan, *args: Any, **kwargs: Any) -> Any:
+            nonlocal asked
+            asked += len(plan.derived)
+            return executor.execute(plan, *args, **kwargs)
+
+    outcomes = run_cells(Counting(), cells, pairs, Scorer((metric,)), pairs, **options)  # type: ignore[arg-type]
+    return outcomes, asked
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise", "both"])
+@pytest.mark.parametrize("method", ["str", "gaussian"])
+def test_patches_that_change_nothing_share_one_run(method: str, direction: str) -> None:
+    """Everything before the first difference is one run for each pair, draw and direction."""
+    pairs, model = prepared_for("gpt2", method), model_of("gpt2")
+    tokens = [pair.tokens for pair in pairs]
+    sweep = SweepSection(name="r", site="mlp_out", positions="each", direction=direction)  # type: ignore[arg-type]
+    cells = list(cells_of(sweep, model.anatomy, tokens))
+    ours, asked = runs_of("gpt2", pairs, cells, "logit_diff")
+    theirs = run_cells(executors("gpt2")[1], cells, pairs, Scorer(("logit_diff",)), pairs)
+    assert same_outcomes(ours, theirs, method) == len(ours)
+    effective, idle = 0, set()
+    for outcome in ours:
+        pair = pairs[outcome.pair]
+        clean, corrupted = pair.tokens.clean.ids, pair.tokens.corrupted.ids
+        assert len(clean) == len(corrupted)
+        draw = pair.draws[outcome.seed]
+        noised = draw.noise.positions if draw.noise else ()
+        position = outcome.cell.position
+        assert position is not None
+        differs = any(clean[at] != corrupted[at] or at in noised for at in range(position + 1))
+        effective += differs
+        if not differs:
+            idle.add((outcome.pair, outcome.seed, outcome.cell.direction))
+    assert asked == effective + len(idle) < len(ours)
+    # the noise floor is about these very runs: it makes every one of them
+    assert runs_of("gpt2", pairs, cells, "logit_diff", self_patch=True)[1] == len(ours)
+
+
+def test_prompts_of_unlike_lengths_share_no_run_by_their_beginning() -> None:
+    """What stands at another distance from what comes after it is left to the executor."""
+    model = model_of("gpt2")
+    pairs = tuple(
+        pair for pair in prepared_for("gpt2", "answer") if len(pair.tokens.clean) != len(pair.tokens.corrupted)
+    )
+    assert pairs
+    sweep = SweepSection(name="r", site="z", heads="each", positions="each")
+    cells = list(cells_of(sweep, model.anatomy, [pair.tokens for pair in pairs]))
+    ours, asked = runs_of("gpt2", pairs, cells, "mean_logit_diff")
+    theirs = run_cells(executors("gpt2")[1], cells, pairs, Scorer(("mean_logit_diff",)), pairs)
+    assert same_outcomes(ours, theirs, "unlike lengths") == asked > 20

@@ -10,7 +10,8 @@ import pytest
 from engramscope.locate.cells import Cell, cells_of
 from engramscope.locate.chunks import values_per_run
 from engramscope.locate.experiment import set_up
-from engramscope.locate.sweep import _outcome, _Scores
+from engramscope.locate.scoring import Scorer
+from engramscope.locate.sweep import _Scores, _Work
 from engramscope.models.site import SITES
 from engramscope.study_file import SweepSection
 from tests.planted import planted_model, value_pairs
@@ -78,11 +79,11 @@ def test_the_memory_of_every_site_is_not_underrated(family: str) -> None:
 
 def test_an_infinite_value_is_a_failed_row() -> None:
     cell = Cell("r", "mlp_out", (0,), None, None, "all", "denoise", 1, 0)
-    key = (0, cell, 0)
+    work = _Work(Scorer(("logit_diff", "prob")), (), {}, self_patch=False, keys=[(0, cell, 0)], same=[0])
     for value in (math.inf, -math.inf, math.nan):
-        outcome = _outcome(key, _Scores(whole={key: {"logit_diff": value, "prob": 0.5}}), {})
+        outcome = work.outcome(0, _Scores(whole={0: {"logit_diff": value, "prob": 0.5}}))
         assert outcome.status == "failed: logit_diff is not a finite number"
-    found = _Scores(whole={key: {"logit_diff": 1.0, "prob": 0.5}})
-    assert _outcome(key, found, {}).status == "ok"
-    found.trouble[key] = "run '3' has a value that is not finite after layer 2"
-    assert _outcome(key, found, {}).status == "failed: run '3' has a value that is not finite after layer 2"
+    found = _Scores(whole={0: {"logit_diff": 1.0, "prob": 0.5}})
+    assert work.outcome(0, found).status == "ok"
+    found.trouble[0] = "run '3' has a value that is not finite after layer 2"
+    assert work.outcome(0, found).status == "failed: run '3' has a value that is not finite after layer 2"

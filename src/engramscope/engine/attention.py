@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from engramscope.engine.gather import index_tensor
+from engramscope.engine.gather import index_tensor, rows_at
 from engramscope.engine.layout import Ints
 from engramscope.engine.slices import Rows
 from engramscope.models.families._base import AttentionRoute
@@ -54,9 +54,9 @@ def _fill_prefix(found: Tensor, table: Tensor, rows: Rows, start: int) -> None:
     if start == 0:
         return
     if rows.repeats is None:
-        found[:, :start] = table[rows.prefix].unflatten(0, (rows.count, start))
+        found[:, :start] = table.index_select(0, rows.prefix).unflatten(0, (rows.count, start))
     else:
-        head = table[rows.prefix].unflatten(0, (-1, start))
+        head = table.index_select(0, rows.prefix).unflatten(0, (-1, start))
         found.unflatten(0, (-1, rows.repeats))[:, :, :start] = head[:, None]
 
 
@@ -127,7 +127,7 @@ class PackedAttention:
         assert rows is not None
         assert self.mask is not None
         if self.same_as is not None:
-            return self._tables[_OUTPUT][index_tensor(self.same_as, query.device)][None], None
+            return rows_at(self._tables[_OUTPUT], self.same_as)[None], None
         keys, values = self._keys(key, 0, rows), self._keys(value, 1, rows)
         if keys is None or values is None:
             raise KeysOnlyError
@@ -142,7 +142,7 @@ class PackedAttention:
         if self.compare:
             self._compare(module, queries, keys, values, mask, args, kwargs)
         flat = output.reshape(rows.count * rows.width, *output.shape[2:])
-        flat = flat if rows.even else flat[rows.grid]
+        flat = flat if rows.even else flat.index_select(0, rows.grid)
         if self.is_base and self.keep_output:
             self._base_table(flat, _OUTPUT)[index_tensor(self.numbers, flat.device)] = flat
         return flat[None], None
@@ -159,8 +159,9 @@ class PackedAttention:
         self.differs = max(self.differs, difference if difference == difference else float("inf"))
 
     def _queries(self, query: Tensor, rows: Rows) -> Tensor:
-        flat = query[0] if rows.even else query[0][:, rows.spread]
-        return flat.unflatten(1, (rows.count, rows.width)).transpose(0, 1)
+        by_token = query[0].transpose(0, 1)  # [tokens, heads, d_head]
+        flat = by_token if rows.even else by_token.index_select(0, rows.spread)
+        return flat.unflatten(0, (rows.count, rows.width)).transpose(1, 2)
 
     def _keys(self, new: Tensor, which: int, rows: Rows) -> Tensor | None:
         """Keys (or values) [rows, n_kv_heads, keys, d_head] of all rows; None where they are only to be kept."""
@@ -177,7 +178,7 @@ class PackedAttention:
             _fill_prefix(found, table, rows, rows.shared_start)
             found[:, rows.shared_start :] = own.unflatten(0, (rows.count, -1))
         else:
-            flat = table[rows.all_keys]
+            flat = table.index_select(0, rows.all_keys)
             if own is not None and rows.own_places is not None:
                 flat[rows.own_places] = own
             found = flat.unflatten(0, (rows.count, rows.keys))

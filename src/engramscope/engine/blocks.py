@@ -57,6 +57,9 @@ class BlockCaller:
         store: where values are kept for others.
         attention: attends packed tokens; None where runs are whole rows.
         shortcuts: what need not be computed; None to compute everything.
+
+    Attributes:
+        places: what is read in the layer.
     """
 
     def __init__(
@@ -73,16 +76,16 @@ class BlockCaller:
         self._layer, self._total = 0, 0
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
-        self._places: list[Place] = []
+        self.places: list[Place] = []
 
     def begin_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], total: int) -> None:
         """What the model calls this block with besides the residual stream, made for `total` tokens (or rows)."""
         self._layer, self._args, self._kwargs, self._total = layer, args, kwargs, total
-        self._places = [place for place in self._work.reads if self.is_in(place, layer)]
+        self.places = [place for place in self._work.reads if self.is_in(place, layer)]
 
     def end_layer(self) -> None:
         """Let go of what is of no use in the next layer."""
-        self._store.drop(self._places)
+        self._store.drop(self.places)
         self._args, self._kwargs = (), {}
 
     def is_in(self, place: Place, layer: int) -> bool:
@@ -97,7 +100,7 @@ class BlockCaller:
             hidden: the residual stream before it [tokens, d_model].
             groups: what is written inside the block.
         """
-        places = list(dict.fromkeys([*groups, *self._places]))
+        places = list(dict.fromkeys([*groups, *self.places]))
         hooked = [place for place in places if not self._is_routed(place)]
         # everything is written before anything is kept: one tensor may be a site under two names
         wanted = [self._write_tap(place, groups[place], tokens) for place in hooked if groups.get(place)]
@@ -165,7 +168,7 @@ class BlockCaller:
 
         def tap(weights: Tensor) -> Tensor | None:
             by_query = weights.transpose(1, 2).flatten(0, 1)  # [rows * queries, heads, keys]
-            flat = by_query if rows.even else by_query[rows.grid]
+            flat = by_query if rows.even else by_query.index_select(0, rows.grid)
             new = written(flat, place, groups.get(place, ()), tokens.numbers, self._store, access)
             if keep and self._store.wants(place):
                 kept = flat if new is None else new

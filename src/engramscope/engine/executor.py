@@ -18,6 +18,7 @@ from engramscope.engine.stages import UnsupportedPlanError
 from engramscope.engine.traversal import Way
 from engramscope.errors import ModelError
 from engramscope.models.drive import example_outputs
+from engramscope.models.fused import FusedLinears
 from engramscope.models.model import Model
 from engramscope.models.probe import random_tokens
 from engramscope.models.routes import route_of
@@ -141,12 +142,13 @@ def _quickest(way: Way, trial: Plan, wanted: Mapping[str, torch.Tensor]) -> Way 
         plain = False
     narrow = isinstance(way.model.hf.get_submodule(way.model.anatomy.head), nn.Linear)
     why = ""
-    shortcuts = Shortcuts(way.model, random_tokens(way.model.hf, 1, 2, seed=21))
-    for quicker in dict.fromkeys(((shortcuts, plain, narrow), (None, False, narrow), (None, False, False))):
-        tried = replace(way, shortcuts=quicker[0], plain=quicker[1], narrow=quicker[2])
+    tokens = random_tokens(way.model.hf, 1, 2, seed=21)
+    shortcuts, fused = Shortcuts(way.model, tokens), FusedLinears(way.model, tokens, least=0)
+    every = replace(way, shortcuts=shortcuts, plain=plain, narrow=narrow, fused=fused)
+    for tried in (every, replace(every, fused=None), replace(way, narrow=narrow), way):
         why = _why_not(tried, trial, wanted)
         if not why:
-            return tried
+            return replace(tried, fused=None if tried.fused is None else FusedLinears(way.model, tokens))
     return why
 
 

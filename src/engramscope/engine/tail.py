@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engramscope.engine.answered import Answered
-from engramscope.engine.gather import index_tensor
+from engramscope.engine.gather import rows_at
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Resolved
 from engramscope.engine.stages import Place, stage
@@ -95,7 +95,7 @@ class Tail:
                 unique, back = np.unique(handles, return_inverse=True)
                 logits = self._logits(unique, groups, columns)
                 if len(unique) < len(handles) or (handles != unique).any():
-                    logits = logits[index_tensor(back.reshape(-1), logits.device)]
+                    logits = rows_at(logits, back.reshape(-1))
                 yield Answered(tuple(part), logits.unflatten(0, (len(part), count)), columns)
 
     def _of_equals(self, runs: Sequence[str]) -> Iterator[Answered]:
@@ -108,7 +108,7 @@ class Tail:
             handles = np.array(readout, np.int64)
             unique = np.unique(handles)
             logits = self._logits(unique, {}, columns)
-            one = logits[index_tensor(np.searchsorted(unique, handles), logits.device)]
+            one = rows_at(logits, np.searchsorted(unique, handles))
             yield Answered(tuple(members), one[None].expand(len(members), -1, -1), columns)
 
     def _parts(self, runs: Sequence[str], rows_each: int) -> Iterator[Sequence[str]]:

@@ -28,7 +28,7 @@ from engramscope.engine.wave import Wave
 from engramscope.engine.writes import Store
 from engramscope.models.drive import passed_by, visited
 from engramscope.models.families._base import AttentionRoute
-from engramscope.models.fused import fused_activations
+from engramscope.models.fused import FusedLinears, fused_activations
 from engramscope.models.hooks import taps, with_output
 from engramscope.models.model import Model
 from engramscope.models.offload import held
@@ -49,6 +49,7 @@ class Way:
         narrow: whether the head can be applied to some of its columns alone.
         plain: whether the architecture's attention is the plain one.
         shortcuts: what need not be computed of runs that begin in the middle of a block.
+        fused: modules that one kernel computes together.
     """
 
     model: Model
@@ -57,6 +58,7 @@ class Way:
     narrow: bool = False
     plain: bool = False
     shortcuts: Shortcuts | None = None
+    fused: FusedLinears | None = None
 
     def answer(self, layer: int, value: Tensor) -> Any:
         """What a block returns, with `value` as its residual stream."""
@@ -148,7 +150,8 @@ def _through_blocks(way: Way, work: Resolved, store: Store, budget: Budget) -> W
 def _driven(way: Way, work: Resolved, store: Store, budget: Budget, attention: PackedAttention | None) -> Wave:
     model, layout, runs = way.model, work.layout, RunIndex(work)
     masks = [] if way.route is None else _masks(way, layout.longest)
-    wave = Wave(model, work, runs, store, attention, masks, budget.tokens, way.shortcuts)
+    fused = way.fused if way.fused is not None and way.fused.n_bytes <= budget.memory / 8 else None
+    wave = Wave(model, work, runs, store, attention, masks, budget.tokens, way.shortcuts, fused)
     index = stem_index(work, runs)
     shape = (1, len(index)) if attention is not None else (len(index) // layout.longest, layout.longest)
     tokens = index_tensor(layout.ids[index], model.device).view(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from engramscope.engine.attention import PackedAttention
 from engramscope.engine.blocks import BlockCaller, Groups, Tokens
-from engramscope.engine.gather import index_tensor
+from engramscope.engine.gather import index_tensor, rows_at
 from engramscope.engine.index import RowIndex, RunIndex
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Resolved
@@ -20,6 +21,7 @@ from engramscope.engine.shortcuts import Shortcuts
 from engramscope.engine.slices import Rows
 from engramscope.engine.stages import Stage, stage
 from engramscope.engine.writes import Store, grouped
+from engramscope.models.fused import FusedLinears
 from engramscope.models.model import Model
 
 
@@ -35,6 +37,7 @@ class Wave:
         masks: per layer, the mask of a plain run (packed only).
         slice_tokens: tokens of one call of a block, about.
         shortcuts: what need not be computed; None to compute everything.
+        fused: modules that one kernel computes together; None to call them one after the other.
 
     Attributes:
         base: residual streams of the base runs [flat tokens, d_model].
@@ -52,11 +55,12 @@ class Wave:
         masks: Sequence[Tensor],
         slice_tokens: int,
         shortcuts: Shortcuts | None,
+        fused: FusedLinears | None,
     ) -> None:
         self.work, self.runs, self.store, self.attention, self.masks = work, runs, store, attention, masks
         self.model, self.n_layers = model, model.anatomy.n_layers
         self.caller = BlockCaller(model, work, store, attention, shortcuts)
-        self.slice_tokens = slice_tokens
+        self.slice_tokens, self.fused = slice_tokens, fused
         self.base = self.own = self.bad_base = self.bad_own = torch.empty(0)
         self._index: RowIndex | None = None
 
@@ -89,23 +93,35 @@ class Wave:
             self.attention.keep_output = any(runs.start < runs.stop for runs in born)
         self._before(layer)
         after = self.base.clone()
-        for rows in index.of_bases(last=last):
-            self._advance(layer, rows, after)
         patched: dict[int, list[tuple[Ints, Tensor]]] = {}
-        for level in levels:
-            found = self.work.writes.get((layer, level), {})
-            groups = grouped([write for at, writes in found.items() if at.inside for write in writes])
-            alive = self.runs.alive(level, self._stage("mixed", layer))
-            for rows in index.of_runs(alive, last=last):
-                self._advance(layer, rows, self.own, groups)
-            born = self.runs.born(level, self._stage("local", layer))
-            patched[level] = [
-                (rows.queries, self._computed(layer, rows, groups)) for rows in index.of_patched(born, last=last)
-            ]
+        with self._fused(layer):
+            for rows in index.of_bases(last=last):
+                self._advance(layer, rows, after)
+            for level in levels:
+                found = self.work.writes.get((layer, level), {})
+                groups = grouped([write for at, writes in found.items() if at.inside for write in writes])
+                alive = self.runs.alive(level, self._stage("mixed", layer))
+                for rows in index.of_runs(alive, last=last):
+                    self._advance(layer, rows, self.own, groups)
+                born = self.runs.born(level, self._stage("local", layer))
+                patched[level] = [
+                    (rows.queries, self._computed(layer, rows, groups)) for rows in index.of_patched(born, last=last)
+                ]
         self.base = after
         for level in levels:
             self._after(layer, level, patched[level])
         self.caller.end_layer()
+
+    def _fused(self, layer: int) -> AbstractContextManager[None]:
+        if self.fused is None:
+            return nullcontext()
+        tokens, places = len(self.base), dict.fromkeys(self.caller.places)
+        for level in range(1, self.work.levels + 1):
+            alive = self.runs.tokens(self.runs.alive(level, self._stage("local", layer)))
+            tokens += alive.stop - alive.start
+            for at, writes in self.work.writes.get((layer, level), {}).items():
+                places.update(dict.fromkeys(write.place for write in writes if at.inside))
+        return self.fused.taken(layer, tokens, [self.model.site(*place) for place in places])
 
     def _stage(self, moment: Any, layer: int) -> Stage:
         return stage(moment, layer, self.n_layers)
@@ -129,7 +145,7 @@ class Wave:
         """Runs that are born now begin with what their base holds."""
         tokens = self.runs.tokens(self.runs.born(level, birth))
         if tokens.start < tokens.stop:
-            self.own[tokens] = self.base[index_tensor(self.runs.base_token[tokens], self.base.device)]
+            self.own[tokens] = rows_at(self.base, self.runs.base_token[tokens])
 
     def _write_stream(self, level: int, at: Stage) -> None:
         """Patches of the residual stream itself, between blocks."""
@@ -146,12 +162,12 @@ class Wave:
         """Residual streams of tokens by their handles."""
         count = self.work.layout.tokens
         if (handles < count).all():
-            return self.base[index_tensor(handles, self.base.device)]
+            return rows_at(self.base, handles)
         values = self.own.new_empty((len(handles), self.own.shape[1]))
         for is_own, table in ((False, self.base), (True, self.own)):
             mine = np.flatnonzero((handles >= count) == is_own)
             numbers = handles[mine] - (count if is_own else 0)
-            values[index_tensor(mine, values.device)] = table[index_tensor(numbers, values.device)]
+            values[index_tensor(mine, values.device)] = rows_at(table, numbers)
         return values
 
     def _advance(
@@ -176,7 +192,7 @@ class Wave:
     def _computed(self, layer: int, rows: Rows, groups: Groups) -> Tensor:
         """Pass the patched tokens of runs that are born in this block, from what their bases hold."""
         numbers = self.runs.base_token[rows.queries]
-        hidden = self.base[index_tensor(numbers, self.base.device)]
+        hidden = rows_at(self.base, numbers)
         tokens = replace(self._tokens(rows, rows.queries, is_base=False), born=numbers)
         out = self.caller.call(tokens, hidden, groups)
         assert out is not None
@@ -200,7 +216,7 @@ class Wave:
 
 def _at(table: Tensor, numbers: Ints) -> Tensor:
     whole = _whole(numbers)
-    return table[whole] if whole is not None else table[index_tensor(numbers, table.device)]
+    return table[whole] if whole is not None else rows_at(table, numbers)
 
 
 def _put(table: Tensor, numbers: Ints, values: Tensor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engramscope.engine.gather import rows_at
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Write
 from engramscope.engine.stages import Place
@@ -53,14 +54,14 @@ class WriteGroup:
         # attention weights have as many keys as the slice that they are for
         if self._given is None or self._given.shape[2:] != like.shape[3:]:
             parts = [_given_rows(values, own, access, self.heads, like) for values, own in self.given]
-            self._given = torch.cat(parts)[torch.from_numpy(self._order).to(like.device)]
+            self._given = rows_at(torch.cat(parts), self._order)
         return self._given
 
 
 def _given_rows(values: Tensor, own: Ints, access: SiteAccess, heads: tuple[int, ...] | None, like: Tensor) -> Tensor:
     """Given values of some positions of one patch: row `own[i]` of the patch's values, or their only row."""
     if values.ndim and values.shape[0] > 1:
-        values = values[torch.from_numpy(own)]
+        values = rows_at(values, own)
     return constant_rows(values.to(like), access, heads, len(own), like)
 
 
@@ -105,12 +106,12 @@ class Store:
         if place not in self._values:
             self._values[place] = value.new_zeros((len(wanted), *value.shape[1:]))
         to = torch.from_numpy(np.flatnonzero(hit) + low).to(value.device)
-        self._values[place][to] = value[torch.from_numpy(rows[hit]).to(value.device)]
+        self._values[place][to] = rows_at(value, rows[hit])
 
     def read(self, place: Place, handles: Ints, device: torch.device) -> Tensor:
         """What was kept for these handles."""
         at = np.searchsorted(self._reads[place], handles)
-        return self._values[place][torch.from_numpy(at).to(device)]
+        return rows_at(self._values[place], at).to(device)
 
     def drop(self, layer_places: Sequence[Place]) -> None:
         """Forget these places."""
@@ -141,7 +142,7 @@ def written(
         pattern = flat.ndim == 3
         if group.source is None:
             values = group.given_values(access, flat[None].transpose(1, 2) if pattern else flat[None])
-            values = values[torch.from_numpy(which).to(flat.device)]
+            values = rows_at(values, which)
         else:
             values = _columns(store.read(place, group.source[which], flat.device), access, group.heads, pattern)
             values = values[..., : flat.shape[2]] if pattern else values

@@ -18,7 +18,7 @@ PAIRS_PER_CHUNK = 1024
 #: runs of a piece, at most: they are objects before they are tensors
 _RUNS = 16_384
 #: multiply-adds of a piece, about: some seconds, so that little is lost where a study is stopped
-_WORK = {"cpu": 2e12}
+_WORK = {"cpu": 3e12}
 _WORK_ELSEWHERE = 5e14
 #: pairs that the reference executor takes at a time
 _REFERENCE_PAIRS = 64
@@ -60,7 +60,7 @@ def chunks_of(
     found = []
     for start in range(0, len(cells), cells_each):
         part = tuple(cells[start : start + cells_each])
-        size = _pairs_of(executor, part, pairs, memory_gb)
+        size = _even(len(pairs), _pairs_of(executor, part, pairs, memory_gb))
         for first in range(0, len(pairs), size):
             indices = tuple(pair.index for pair in pairs[first : first + size])
             # the extent is part of the id: a study resumed with other memory must not take one piece for another
@@ -99,9 +99,17 @@ def _work(executor: Executor) -> float:
 
 
 def _work_of_a_cell(executor: Executor, pairs: Sequence[Prepared]) -> float:
-    """Multiply-adds of one cell in one pair, about: half of the blocks, and all tokens of the prompt."""
+    """Multiply-adds of one cell in one pair, about: half of the blocks, and the tokens from the first difference on."""
     anatomy = executor.model.anatomy
-    return 6 * anatomy.d_model**2 * anatomy.n_layers * _longest(pairs) * _draws(pairs)
+    shared = [pair.shared(pair.draws[0]) if pair.draws else 0 for pair in pairs]
+    tokens = sum(len(pair.tokens.clean) - same for pair, same in zip(pairs, shared, strict=True)) / len(pairs)
+    return 6 * anatomy.d_model**2 * anatomy.n_layers * max(1.0, tokens) * _draws(pairs)
+
+
+def _even(count: int, most: int) -> int:
+    """How many of `count` to take at a time, so that every time is about as long: at most `most`."""
+    times = -(-count // most)
+    return -(-count // times)
 
 
 def _recorded_bytes(executor: Executor, cells: Sequence[Cell], pairs: Sequence[Prepared]) -> int:

@@ -112,6 +112,8 @@ def patched_positions(cell: Cell, pair: TokenizedPair) -> tuple[int, ...]:
     Positions without a partner are left out: there is nothing to patch them from, or with.
     """
     alignment = pair.alignment
+    if not alignment.clean_only and alignment.clean == alignment.corrupted:
+        return cell_positions(cell, pair)
     partner = dict(zip(alignment.clean, alignment.corrupted, strict=True))
     positions = [p for p in cell_positions(cell, pair) if p in partner]
     return tuple(partner[p] for p in positions) if cell.direction == "denoise" else tuple(positions)
@@ -131,6 +133,8 @@ class CutFinder:
         self._level = level
         self._targets: dict[tuple[str, tuple[int, ...], tuple[int, ...] | None], _Target] = {}
         self._cuts: dict[object, bool] = {}
+        # the pair is kept beside its geometry, so that no other pair can come to have its identity
+        self._geometries: dict[object, tuple[TokenizedPair, _Geometry]] = {}
         self._inert: dict[object, bool] = {}
 
     def is_cut(
@@ -154,16 +158,7 @@ class CutFinder:
             True if nothing that differs reaches any read-out. Also where the two runs cannot differ there at all.
             For ablations: True if what is read no longer depends on the prompt (`changed` is not looked at).
         """
-        target = self._target(cell)
-        if self._level == "activation":
-            readouts = (readout,) if isinstance(readout, int) else tuple(readout)
-            geometry = _Geometry(tuple(range(len(pair.clean))), (), (), readouts)
-        else:
-            geometry = _geometry(cell.direction, pair, changed, readout)
-        key = (target, tuple(positions), geometry) if target.closes else (_OPEN, (), geometry)
-        if key not in self._cuts:
-            self._cuts[key] = not self._differs_from_source(*key)
-        return self._cuts[key]
+        return self._cut(self._target(cell), positions, self._of_target(cell.direction, pair, changed, readout))
 
     def is_inert(
         self,
@@ -201,10 +196,33 @@ class CutFinder:
         positions = cell_positions(cell, pair) if ablated else patched_positions(cell, pair)
         if not positions:
             return None
-        changed = () if ablated else changed_positions(pair, cell.direction, noised)
-        prompt = pair.corrupted if cell.direction == "denoise" and not ablated else pair.clean
-        end = len(prompt) - 1
-        return self.is_cut(cell, pair, changed, positions, tuple(range(end, end + answer_tokens)))
+        key = (id(pair), cell.direction, tuple(noised), answer_tokens)
+        if key not in self._geometries:
+            self._geometries[key] = (pair, self._geometry_of(cell.direction, pair, noised, answer_tokens))
+        return self._cut(self._target(cell), positions, self._geometries[key][1])
+
+    def _geometry_of(
+        self, direction: Direction, pair: TokenizedPair, noised: Sequence[int], answer_tokens: int
+    ) -> _Geometry:
+        ablated = self._level == "activation"
+        prompt = pair.corrupted if direction == "denoise" and not ablated else pair.clean
+        readouts = tuple(range(len(prompt) - 1, len(prompt) - 1 + answer_tokens))
+        changed = () if ablated else changed_positions(pair, direction, noised)
+        return self._of_target(direction, pair, changed, readouts)
+
+    def _of_target(
+        self, direction: Direction, pair: TokenizedPair, changed: Sequence[int], readout: int | Sequence[int]
+    ) -> _Geometry:
+        if self._level == "activation":
+            readouts = (readout,) if isinstance(readout, int) else tuple(readout)
+            return _Geometry(tuple(range(len(pair.clean))), (), (), readouts)
+        return _geometry(direction, pair, changed, readout)
+
+    def _cut(self, target: _Target, positions: Sequence[int], geometry: _Geometry) -> bool:
+        key = (target, tuple(positions), geometry) if target.closes else (_OPEN, (), geometry)
+        if key not in self._cuts:
+            self._cuts[key] = not self._differs_from_source(*key)
+        return self._cuts[key]
 
     def _target(self, cell: Cell) -> _Target:
         key = (cell.site, cell.layers, cell.heads)

@@ -49,6 +49,12 @@ class Prepared:
         """Positions of the corrupted prompt to whose embeddings noise is added."""
         return tuple(sorted({position for draw in self.draws if draw.noise for position in draw.noise.positions}))
 
+    def shared(self, draw: Draw) -> int:
+        """How many tokens the clean and a corrupted prompt begin with in common, noise counted as a difference."""
+        clean, corrupted = self.tokens.clean.ids, self.tokens.corrupted.ids
+        first = next((at for at, (p, q) in enumerate(zip(clean, corrupted, strict=False)) if p != q), len(clean))
+        return min(first, *draw.noise.positions) if draw.noise and draw.noise.positions else first
+
     def partner(self, positions: Sequence[int]) -> list[tuple[int, int]]:
         """(clean, corrupted) positions for these clean positions; those without a partner are left out."""
         partners = dict(zip(self.tokens.alignment.clean, self.tokens.alignment.corrupted, strict=True))

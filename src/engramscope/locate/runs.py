@@ -58,6 +58,21 @@ def places_of(cell: Cell) -> tuple[Place, ...]:
     return tuple((cell.site, layer) for layer in cell.layers)
 
 
+def changes_nothing(cell: Cell, pair: Prepared, shared: int) -> bool:
+    """Whether a cell puts values in place that are there already: both prompts are one up to the patched positions.
+
+    Args:
+        cell: what is patched.
+        pair: the pair; True only where its prompts are aligned position by position.
+        shared: how many tokens they begin with in common (`Prepared.shared`).
+    """
+    alignment, count = pair.tokens.alignment, len(pair.tokens.clean)
+    if alignment.clean != alignment.corrupted or not len(alignment.clean) == count == len(pair.tokens.corrupted):
+        return False
+    wanted = cell_positions(cell, pair.tokens)
+    return bool(wanted) and max(wanted) < shared
+
+
 def swap_run(
     cell: Cell, pair: Prepared, draw: Draw, continuation: tuple[int, ...], run_id: str, self_patch: bool = False
 ) -> CellRun | Skipped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from engramscope.engine.executor import Executor
 from engramscope.engine.plan import BaseRun, DerivedRun, Plan, Readout
 from engramscope.locate.cells import Cell
 from engramscope.locate.prepare import Prepared, clean_run, corrupted_run
-from engramscope.locate.runs import Means, Skipped, ablation_run, swap_run
+from engramscope.locate.runs import Means, Skipped, ablation_run, changes_nothing, swap_run
 from engramscope.locate.scoring import Continuation, Scorer, readout_positions
 
 
@@ -54,25 +54,21 @@ class Baseline:
     trouble: str = ""
 
 
-_Key = tuple[int, Cell | None, int | None]
-
-
 @dataclass
 class _Scores:
-    """Metrics of runs by (pair, cell, draw), and what was not finite in them."""
+    """Metrics of runs by what their jobs are for, and what was not finite in them."""
 
-    partial: dict[_Key, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    whole: dict[_Key, dict[str, float]] = field(default_factory=dict)
-    trouble: dict[_Key, str] = field(default_factory=dict)
+    partial: dict[Hashable, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    whole: dict[Hashable, dict[str, float]] = field(default_factory=dict)
+    trouble: dict[Hashable, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a run was made for."""
+    """What a run was made for: `key` is shared by the runs whose scores are combined."""
 
     pair: Prepared
-    cell: Cell | None
-    seed: int | None
+    key: Hashable
     continuation: Continuation
 
 
@@ -95,16 +91,16 @@ def baselines(executor: Executor, pairs: Sequence[Prepared], scorer: Scorer) -> 
     for pair in pairs:
         for continuation in scorer.continuations(pair):
             clean = clean_run(pair, continuation)
-            bases[clean.id], jobs[clean.id] = clean, Job(pair, None, None, continuation)
+            bases[clean.id], jobs[clean.id] = clean, Job(pair, (pair.index, None), continuation)
             for draw in pair.draws:
                 corrupted = corrupted_run(pair, draw, continuation)
-                bases[corrupted.id], jobs[corrupted.id] = corrupted, Job(pair, None, draw.seed, continuation)
+                bases[corrupted.id], jobs[corrupted.id] = corrupted, Job(pair, (pair.index, draw.seed), continuation)
     scores = _execute(executor, list(bases.values()), [], jobs, scorer)
     return [
         Baseline(
             pair.index,
-            scores.whole[pair.index, None, None],
-            {draw.seed: scores.whole[pair.index, None, draw.seed] for draw in pair.draws},
+            scores.whole[pair.index, None],
+            {draw.seed: scores.whole[pair.index, draw.seed] for draw in pair.draws},
             _first_trouble(pair, scores),
         )
         for pair in pairs
@@ -113,7 +109,7 @@ def baselines(executor: Executor, pairs: Sequence[Prepared], scorer: Scorer) -> 
 
 def _first_trouble(pair: Prepared, scores: _Scores) -> str:
     seeds = (None, *(draw.seed for draw in pair.draws))
-    found = (scores.trouble.get((pair.index, None, seed)) for seed in seeds)
+    found = (scores.trouble.get((pair.index, seed)) for seed in seeds)
     return next((trouble for trouble in found if trouble), "")
 
 
@@ -140,44 +136,76 @@ def run_cells(
     Returns:
         Outcomes in the order pairs, cells, draws.
     """
-    jobs: dict[str, Job] = {}
-    bases: dict[str, BaseRun] = {}
-    derived: list[DerivedRun] = []
-    skipped: dict[tuple[int, Cell, int], str] = {}
-    keys: list[tuple[int, Cell, int]] = []
+    work = _Work(scorer, everyone, means or {}, self_patch)
+    # patches that leave a run as it is: one run for all of them, but for the executor that all others are checked by
+    shares = not self_patch and executor.way != "reference"
     for pair in pairs:
+        shared = [pair.shared(draw) if shares else 0 for draw in pair.draws]
+        unchanged: dict[tuple[int, str], int] = {}
         for cell in cells:
             if cell.position is not None and cell.position >= len(pair.tokens.clean):
                 continue  # a shorter prompt has no such cell: no row, rather than a skipped one
             for number, seed in enumerate(pair.seeds):
-                key = (pair.index, cell, seed)
-                keys.append(key)
-                for continuation in scorer.continuations(pair):
-                    run_id = f"{len(jobs)}"
-                    made = (
-                        ablation_run(cell, pair, number, everyone, means or {}, continuation, run_id, self_patch)
-                        if pair.ablations
-                        else swap_run(cell, pair, pair.draws[number], continuation, run_id, self_patch)
-                    )
-                    if isinstance(made, Skipped):
-                        skipped[key] = made.reason
-                        continue
-                    bases.update({base.id: base for base in made.bases})
-                    derived.append(made.run)
-                    jobs[made.run.id] = Job(pair, cell, seed, continuation)
-    scores = _execute(executor, list(bases.values()), derived, jobs, scorer, skip_identities=not self_patch)
-    return [_outcome(key, scores, skipped) for key in keys]
+                here = len(work.keys)
+                work.keys.append((pair.index, cell, seed))
+                if shares and pair.draws and changes_nothing(cell, pair, shared[number]):
+                    work.same.append(unchanged.setdefault((number, cell.direction), here))
+                else:
+                    work.same.append(here)
+                if work.same[here] == here:
+                    work.add(pair, cell, number, here)
+    bases, derived = list(work.bases.values()), work.derived
+    scores = _execute(executor, bases, derived, work.jobs, scorer, skip_identities=not self_patch)
+    return [work.outcome(here, scores) for here in range(len(work.keys))]
 
 
-def _outcome(key: tuple[int, Cell, int], scores: _Scores, skipped: Mapping[tuple[int, Cell, int], str]) -> Outcome:
-    pair, cell, seed = key
-    if key in skipped:
-        return Outcome(pair, cell, seed, {}, f"skipped: {skipped[key]}")
-    if key in scores.trouble:
-        return Outcome(pair, cell, seed, scores.whole[key], f"failed: {scores.trouble[key]}")
-    bad = [name for name, value in scores.whole[key].items() if not math.isfinite(value)]
-    status = f"failed: {', '.join(bad)} is not a finite number" if bad else "ok"
-    return Outcome(pair, cell, seed, scores.whole[key], status)
+@dataclass
+class _Work:
+    """The runs of a chunk as they are put together.
+
+    Attributes:
+        keys: pair, cell and draw of every outcome, in order.
+        same: for each of them the number of the one whose runs are its runs, too; mostly its own.
+        skipped: number -> why there is no run.
+    """
+
+    scorer: Scorer
+    everyone: Sequence[Prepared]
+    means: Means
+    self_patch: bool
+    keys: list[tuple[int, Cell, int]] = field(default_factory=list)
+    same: list[int] = field(default_factory=list)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    bases: dict[str, BaseRun] = field(default_factory=dict)
+    derived: list[DerivedRun] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
+
+    def add(self, pair: Prepared, cell: Cell, number: int, here: int) -> None:
+        """Make the runs of one cell in one pair, one for each answer that is read as a whole."""
+        for continuation in self.scorer.continuations(pair):
+            run_id = f"{len(self.jobs)}"
+            made = (
+                ablation_run(cell, pair, number, self.everyone, self.means, continuation, run_id, self.self_patch)
+                if pair.ablations
+                else swap_run(cell, pair, pair.draws[number], continuation, run_id, self.self_patch)
+            )
+            if isinstance(made, Skipped):
+                self.skipped[here] = made.reason
+                continue
+            self.bases.update({base.id: base for base in made.bases})
+            self.derived.append(made.run)
+            self.jobs[made.run.id] = Job(pair, here, continuation)
+
+    def outcome(self, here: int, scores: _Scores) -> Outcome:
+        """What came out."""
+        (pair, cell, seed), run = self.keys[here], self.same[here]
+        if run in self.skipped:
+            return Outcome(pair, cell, seed, {}, f"skipped: {self.skipped[run]}")
+        if run in scores.trouble:
+            return Outcome(pair, cell, seed, scores.whole[run], f"failed: {scores.trouble[run]}")
+        bad = [name for name, value in scores.whole[run].items() if not math.isfinite(value)]
+        status = f"failed: {', '.join(bad)} is not a finite number" if bad else "ok"
+        return Outcome(pair, cell, seed, scores.whole[run], status)
 
 
 def _execute(
@@ -203,10 +231,9 @@ def _execute(
     for answered in executor.execute(plan, columns, skip_identities=skip_identities):
         asked = [jobs[run] for run in answered.runs]
         for job, run, scores in zip(asked, answered.runs, _scored(answered, asked, scorer, clean), strict=True):
-            key = (job.pair.index, job.cell, job.seed)
-            found.partial[key].update(scores)
+            found.partial[job.key].update(scores)
             if run in answered.trouble:
-                found.trouble[key] = answered.trouble[run]
+                found.trouble[job.key] = answered.trouble[run]
     found.whole = {key: scorer.combined(scores) for key, scores in found.partial.items()}
     return found
 
