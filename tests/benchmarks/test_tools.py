@@ -17,6 +17,7 @@ from benchmarks.cases import Cell, case_named
 from benchmarks.compare import agreement_of, compare
 from benchmarks.growth import fit
 from benchmarks.peers import Rows, measure, prepared
+from benchmarks.products import Timed
 from benchmarks.results import Result, Settings
 from benchmarks.with_engramscope import run
 
@@ -170,3 +171,17 @@ def test_the_line_is_the_one_of_least_squares() -> None:
     assert (intercept, slope) == pytest.approx((1.0, 2.0))
     assert residual == pytest.approx(0.0, abs=1e-12)
     assert fit((1, 2, 3), [1.0, 3.0, 1.0])[2] == pytest.approx(4 / 9)
+
+
+def test_products_are_counted_whoever_makes_them() -> None:
+    left, right, bias = torch.randn(3, 5), torch.randn(5, 7), torch.randn(7)
+    linear = torch.nn.Linear(5, 7).requires_grad_(False)
+    for work in (lambda: left @ right, lambda: torch.addmm(bias, left, right), lambda: linear(left[None])):
+        with Timed() as timed:
+            work()
+        assert timed.flops == 2 * 3 * 5 * 7
+        assert set(timed.seconds) >= {"products"}
+    with Timed() as timed:
+        left.exp()
+    assert timed.flops == 0
+    assert timed.seconds["other"] > 0

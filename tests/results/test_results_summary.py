@@ -224,6 +224,20 @@ def test_findings_are_plain_data_and_name_the_confirmed_peak(heads: pd.DataFrame
     assert len(found["contrast"]["cells"]) == 4
 
 
+def test_a_metric_is_looked_up_once_however_many_cells_there_are(
+    heads: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking one up takes milliseconds, and a study has thousands of cells."""
+    asked: list[str] = []
+    monkeypatch.setattr("engramscope.results.findings.is_signed", lambda name: not asked.append(name))
+    noised = heads.assign(direction="noise")
+    summary = summary_of(pd.concat([heads, noised], ignore_index=True))
+    assert len(summary) > 4
+    findings(heads, summary, {p: p for p in PAIRS}, {}, label=None, pooled=frozenset(PAIRS),
+             confidence=0.95, resamples=300, seed=0)  # fmt: skip
+    assert len(asked) == len(set(asked)) > 0
+
+
 def test_both_directions_are_set_side_by_side(heads: pd.DataFrame) -> None:
     noised = heads.assign(direction="noise", patched=heads["clean"] - (heads["patched"] - heads["corrupted"]))
     summary = summary_of(pd.concat([heads, noised], ignore_index=True))

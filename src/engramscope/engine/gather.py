@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engramscope.models.model import Model
+
 
 def gathered(value: Any, index: Tensor, total: int, known: dict[int, tuple[Tensor, Tensor]]) -> Any:
     """Arguments of a block for some of the packed tokens: each takes what belongs to the token that it stands for.
@@ -68,6 +70,15 @@ def without_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Te
         return args[0], args[1:], dict(kwargs)
     others = dict(kwargs)
     return others.pop("hidden_states"), (), others
+
+
+def placeholder(model: Model, rows: int, length: int) -> Tensor:
+    """Token ids [rows, length] without meaning, where a forward wants some and its blocks compute nothing.
+
+    Not the padding token: transformers warns of prompts that begin or end with it.
+    """
+    padding = getattr(model.hf.config, "pad_token_id", None)
+    return torch.full((rows, length), 1 if padding == 0 else 0, dtype=torch.long, device=model.device)
 
 
 def rows_at(table: Tensor, numbers: Any) -> Tensor:

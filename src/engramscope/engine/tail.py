@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engramscope.engine.answered import Answered
-from engramscope.engine.gather import rows_at
+from engramscope.engine.gather import placeholder, rows_at
 from engramscope.engine.layout import Ints
 from engramscope.engine.resolve import Resolved
 from engramscope.engine.stages import Place, stage
@@ -134,7 +134,7 @@ class Tail:
         narrow = columns is not None and self.narrow and not places
         last = self.model.anatomy.n_layers - 1
         head = self.model.hf.get_submodule(self.model.anatomy.head)
-        token = torch.zeros((len(handles), 1), dtype=torch.long, device=self.model.device)
+        token = placeholder(self.model, len(handles), 1)
         with ExitStack() as stack:
             stack.enter_context(taps(self.model, wanted))
             stack.enter_context(held(head))

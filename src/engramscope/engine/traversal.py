@@ -17,7 +17,7 @@ from torch import Tensor
 from engramscope.engine.answered import Answered
 from engramscope.engine.attention import PackedAttention
 from engramscope.engine.budget import Budget, passes
-from engramscope.engine.gather import index_tensor, without_tensor
+from engramscope.engine.gather import index_tensor, placeholder, without_tensor
 from engramscope.engine.index import RunIndex
 from engramscope.engine.plan import Plan
 from engramscope.engine.resolve import Resolved, resolve
@@ -216,7 +216,7 @@ def _masks(way: Way, longest: int) -> list[Tensor]:
         if layer == model.anatomy.n_layers - 1:
             raise _ThroughError
 
-    token = torch.zeros((1, longest), dtype=torch.long, device=model.device)
+    token = placeholder(model, 1, longest)
     with suppress(_ThroughError):
         passed_by(model.hf, model.blocks, way.forms, token, visitor)
     return [way.route.mask(module, found[layer]) for layer, module in enumerate(modules)]

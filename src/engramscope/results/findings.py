@@ -232,7 +232,8 @@ def _detected(summary: Frame) -> list[dict[str, Any]]:
 def _both_directions(summary: Frame) -> list[dict[str, Any]]:
     """Cells that were patched in both directions: what suffices, beside what is needed."""
     same = [name for name in CELL if name != "direction"] + ["metric"]
-    summary = summary[summary["metric"].map(is_signed).astype(bool)]
+    signed = {metric: is_signed(metric) for metric in summary["metric"].unique()}
+    summary = summary[summary["metric"].map(signed).astype(bool)]
     filled = summary.assign(**{name: summary[name].astype(object).where(summary[name].notna(), "") for name in same})
     wide = {name: rows for name, rows in filled.groupby("direction")}
     if not {"denoise", "noise"} <= set(wide):
