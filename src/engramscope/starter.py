@@ -122,8 +122,10 @@ class _Choice:
 def _of_task(name: str) -> _Choice:
     task = TASKS.get(name)
     spans = [pair.spans for pair in make_pairs(name)]
-    subject = all("subject" in named for named in spans)
-    return _Choice(task.corruption, task.model, '["subject_last"]' if subject else '"last"')
+    subject = all("subject" in known for known in spans)
+    named = task.span if all(task.span in known for known in spans) else None
+    positions = '["subject_last"]' if subject else f'["{named}"]' if named else '"last"'
+    return _Choice(task.corruption, task.model, positions)
 
 
 def _relative(pairs: Path, target: Path) -> str:

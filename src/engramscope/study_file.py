@@ -30,18 +30,27 @@ class ModelSection(_Section):
     resident_gb: float | None = Field(default=None, gt=0)
 
 
-class PairsSection(_Section):
-    """Which pairs: a task, or a file."""
+class PairsSection(BaseModel):
+    """Which pairs: a task, whose own options stand beside its name, or a file."""
 
+    model_config = ConfigDict(extra="allow", frozen=True)
     task: str | None = None
     file: str | None = None
     format: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The task's own options, not yet validated."""
+        return dict(self.model_extra or {})
+
     @model_validator(mode="after")
     def _one_source(self) -> PairsSection:
         if (self.task is None) == (self.file is None):
             raise ValueError('give exactly one of task = "…" and file = "…"')
+        if self.file is not None and self.options:
+            unknown = next(iter(self.options))
+            raise ValueError(f"unknown key {unknown!r}{nearest(unknown, tuple(type(self).model_fields))}")
         return self
 
 

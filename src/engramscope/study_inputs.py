@@ -20,11 +20,12 @@ from engramscope.locate.runs import places_of
 from engramscope.metrics import check_targets, get_metric, metric_names
 from engramscope.metrics._base import Target
 from engramscope.models.anatomy import Anatomy
+from engramscope.models.load import load_tokenizer
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, SITES, is_module_path
 from engramscope.pairs import Pair, PairSet, TokenizedPair, read_pairs
 from engramscope.registry import nearest
 from engramscope.study_file import StudyFile, SweepSection, read_study
-from engramscope.tasks import make_pairs, task_names
+from engramscope.tasks import TASKS, make_pairs, task_names
 
 #: appended to the name of a sweep of windows for the single layers that are shown beside it
 SINGLES = " (single layers)"
@@ -267,7 +268,19 @@ def _label_faults(study: StudyFile, pairs: PairSet) -> list[str]:
 def _pairs(study: StudyFile, folder: Path) -> PairSet:
     section = study.pairs
     if section.task is not None:
-        return make_pairs(section.task, section.limit, study.seed)
+        task = TASKS.get(section.task)
+        known = (*task.Options.model_fields, *type(section).model_fields)
+        unknown = [name for name in section.options if name not in known]
+        if unknown:
+            where = f"pairs: the task {section.task!r} has no option"
+            raise StudyError([f"{where} {name!r}{nearest(name, known)}" for name in unknown])
+        model = study.model
+        tokenizer = (
+            load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+            if task.needs_tokenizer
+            else None
+        )
+        return make_pairs(section.task, section.limit, study.seed, tokenizer, folder, **section.options)
     assert section.file is not None
     return read_pairs(folder / section.file, section.format).limit(section.limit)
 

@@ -47,12 +47,15 @@ def check_per_item(metric: Metric) -> None:
 
 
 def check_shift(metric: Metric) -> None:
-    """A constant added to all logits of a position changes nothing."""
+    """A constant added to all logits of a position changes nothing, or as much as the metric says that it does."""
     logits, targets = case(metric, 6)
     shift = torch.linspace(-50, 80, 6 * logits.shape[1], dtype=torch.float64).reshape(6, -1, 1)
-    torch.testing.assert_close(
-        metric.score(logits + shift, targets), metric.score(logits, targets), rtol=1e-9, atol=1e-9
-    )
+    wanted = metric.score(logits, targets)
+    if not metric.shift_invariant:
+        more = [len(set(target.correct)) - len(set(target.incorrect)) for target in targets]
+        assert any(more), "sets of one size would not show it"
+        wanted = wanted + torch.tensor(more) * shift[:, 0, 0]
+    torch.testing.assert_close(metric.score(logits + shift, targets), wanted, rtol=1e-9, atol=1e-9)
 
 
 def check_signed(metric: Metric) -> None:

@@ -226,3 +226,11 @@ def test_combine_at_the_edges() -> None:
     assert math.isnan(combine([math.nan, -1.0]))
     with pytest.raises(ValueError, match="at least one"):
         combine([])
+
+
+def test_sum_logit_diff_is_the_published_sum_and_moves_with_a_constant() -> None:
+    logits, target = row(1.0, 2.0, 4.0, 8.0, 16.0), Target(((0,), (1,), (2,), (1,)), ((3,), (4,)))
+    assert score("sum_logit_diff", logits, target) == pytest.approx(1 + 2 + 4 - 8 - 16)
+    # YY = 45: 54 years above, 45 below
+    years = Target(tuple((year,) for year in range(46, 100)), tuple((year,) for year in range(45)))
+    assert score("sum_logit_diff", row(*[3.0] * 100), years) == pytest.approx(9 * 3.0)

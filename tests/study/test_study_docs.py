@@ -15,6 +15,7 @@ from engramscope import study_file
 from engramscope.corruptions import corruption_names, make_corruption
 from engramscope.pairs.roles import known_roles
 from engramscope.study_file import parse_study
+from engramscope.tasks import TASKS, task_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -53,6 +54,18 @@ def test_every_key_is_documented_with_its_default() -> None:
         assert required == (default is PydanticUndefined), key
         if default is not PydanticUndefined and default is not None:
             assert tomllib.loads(f"x = {shown}")["x"] == default, key
+
+
+def test_every_option_of_every_task_is_documented() -> None:
+    rows = re.findall(r"^\| (`task [^|]*)\|([^|]*)\|", TEXT, flags=re.MULTILINE)
+    documented = {name: options for names, options in rows for name in re.findall(r"`task ([a-z_]+)`", names)}
+    assert set(documented) == set(task_names())
+    for name, options in documented.items():
+        shown = dict(re.findall(r"`([a-z_]+)`(?: \(([^)]*)\))?", options))
+        fields = TASKS.get(name).Options.model_fields
+        assert set(shown) == set(fields)
+        for key, info in fields.items():
+            assert shown[key] == {None: "", (): "[]"}.get(info.default, f'"{info.default}"')
 
 
 def test_every_option_of_every_corruption_is_documented() -> None:

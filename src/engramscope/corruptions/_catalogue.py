@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from engramscope.errors import StudyError
-from engramscope.registry import Registry, nearest
+from engramscope.options import parse_options
+from engramscope.registry import Registry
 
 if TYPE_CHECKING:
     from engramscope.corruptions._base import Corruption
@@ -41,21 +39,4 @@ def make_corruption(name: str, options: Mapping[str, Any]) -> Corruption:
     from engramscope.corruptions._base import Corruption  # here, because it imports torch
 
     component = Registry(_PACKAGE, Corruption, "corruption").get(name)
-    try:
-        parsed = component.Options.model_validate(dict(options))
-    except ValidationError as error:
-        known = tuple(component.Options.model_fields)
-        faults = [_sentence(item, name, known) for item in error.errors(include_url=False)]
-        raise StudyError(list(dict.fromkeys(faults))) from None
-    return component(parsed)
-
-
-def _sentence(item: Any, name: str, known: tuple[str, ...]) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        help_ = nearest(place, known) if known else "; it has none."
-        return f"corruption {name!r}: unknown option {place!r}{help_}"
-    if item["type"] == "missing":
-        return f"corruption {name!r}: the option {place!r} is missing."
-    message = item["msg"].removeprefix("Value error, ")
-    return f"corruption {name!r}: option {place!r}: {message} (got {item['input']!r})."
+    return component(parse_options("corruption", name, component.Options, options))

@@ -43,6 +43,7 @@ class Metric(ABC):
             computed.
         signed: a change without meaning is as likely to raise the value as to lower it. False for a distance from the
             clean run, which any change moves the same way: its effects are described, but not tested by sign flips.
+        shift_invariant: a constant added to all logits changes nothing. False only for published metrics that lack it.
     """
 
     unit: ClassVar[str]
@@ -53,6 +54,7 @@ class Metric(ABC):
     needs_clean: ClassVar[bool] = False
     single_token: ClassVar[bool] = True
     signed: ClassVar[bool] = True
+    shift_invariant: ClassVar[bool] = True
     reads_answers_only: ClassVar[bool] = False
 
     @abstractmethod

@@ -33,6 +33,7 @@ SITE_WORDS: Mapping[str, str] = {
 METRIC_WORDS: Mapping[str, str] = {
     "logit_diff": "logit difference",
     "mean_logit_diff": "mean logit difference",
+    "sum_logit_diff": "difference of logit sums",
     "prob": "probability",
     "log_prob": "log probability",
     "answer_log_prob": "log probability of the whole answer",
@@ -42,6 +43,7 @@ METRIC_WORDS: Mapping[str, str] = {
 METRIC_UNITS: Mapping[str, str] = {
     "logit_diff": "logits",
     "mean_logit_diff": "logits",
+    "sum_logit_diff": "logits",
     "prob": "in probability",
     "log_prob": "nats",
     "answer_log_prob": "nats",

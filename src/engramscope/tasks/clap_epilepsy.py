@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from engramscope.pairs.pair import Pair, PairSet
-from engramscope.tasks._base import Task
+from engramscope.tasks._base import Setting, Task
 from engramscope.tasks._epilepsy import EpilepsyQuestion, ordered_questions
 
 
@@ -25,7 +25,7 @@ class ClapEpilepsy(Task):
     source: ClassVar[str] = "engramscope.bundled.epilepsy_questions, after CLAP (arXiv 2504.02976)"
     model: ClassVar[str] = "mini"
 
-    def pairs(self, limit: int | None, rng: np.random.Generator) -> PairSet:
+    def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:
         """The questions, the two kinds in turn; nothing is drawn, so `rng` is not used."""
         return PairSet.of([_pair(question) for question in ordered_questions()], "clap_epilepsy").limit(limit)
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from engramscope.pairs.pair import Pair, PairSet
-from engramscope.tasks._base import Task
+from engramscope.tasks._base import Setting, Task
 from engramscope.tasks._epilepsy import EpilepsyQuestion, ordered_questions
 
 
@@ -26,7 +26,7 @@ class ClapTables(Task):
     corruption: ClassVar[str] = "answer"
     model: ClassVar[str] = "mini"
 
-    def pairs(self, limit: int | None, rng: np.random.Generator) -> PairSet:
+    def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:
         """The questions, the two kinds in turn; nothing is drawn, so `rng` is not used."""
         return PairSet.of([_pair(question) for question in ordered_questions()], "clap_tables").limit(limit)
 

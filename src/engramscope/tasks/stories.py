@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from engramscope.pairs.pair import CharSpan, Pair, PairSet
-from engramscope.tasks._base import Task
+from engramscope.tasks._base import Setting, Task
 
 #: name, sentence, and what continues it for a girl and for a boy
 _SENTENCES = (
@@ -40,7 +40,7 @@ class Stories(Task):
     source: ClassVar[str] = "sentences of our own"
     model: ClassVar[str] = "stories260K"
 
-    def pairs(self, limit: int | None, rng: np.random.Generator) -> PairSet:
+    def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:
         """All sentences with the first two names, then with the next; nothing is drawn, so `rng` is not used."""
         made = [
             _pair(key, sentence, (names[swap], names[1 - swap]), (answers[swap], answers[1 - swap]), swap)
