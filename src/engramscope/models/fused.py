@@ -116,6 +116,8 @@ def _pairs(model: Model, tokens: Tensor) -> dict[int, list[_Pair]]:
     linears = [
         (layer, module) for layer, module in inside if isinstance(module, nn.Linear | Conv1D) and _is_plain(module)
     ]
+    if not linears:
+        return {}
     given: dict[nn.Module, Any] = {}
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
