@@ -18,6 +18,7 @@ SOURCE = Path(engramscope.__file__).parent
 ORDER = [
     {"errors"},
     {"registry"},
+    {"options"},
     {"stats", "pairs", "metrics", "study_file", "bundled"},
     {"results"},
     {"models"},
