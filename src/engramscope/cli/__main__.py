@@ -1,0 +1,6 @@
+"""`python -m engramscope.cli`."""
+
+from engramscope.cli import main
+
+if __name__ == "__main__":
+    main()

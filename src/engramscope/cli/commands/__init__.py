@@ -1,0 +1,1 @@
+"""Commands by topic; a file here is found by its name."""
