@@ -26,6 +26,7 @@ ORDER = [
     {"corruptions"},
     {"locate", "tasks"},
     {"audit", "report", "provenance", "catalogue", "starter"},
+    {"sweep_faults"},
     {"study_inputs"},
     {"study_steps"},
     {"study", "patching"},

@@ -98,6 +98,10 @@ def patch(
     positions: Literal["each", "all", "last"] | Sequence[str] | Sequence[int] = "all",
     window: int = 1,
     direction: Literal["denoise", "noise", "both"] = "denoise",
+    severed: Literal["mlp_out", "attn_out"] | None = None,
+    receivers: Sequence[str] = (),
+    receiver_positions: str | Sequence[str] = "all",
+    mlps: Literal["live", "frozen"] = "live",
     corruption: str = "str",
     options: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = ("logit_diff",),
@@ -126,6 +130,11 @@ def patch(
         positions: "each" token, "all" jointly, "last", or a list, a cell each: indices, or roles and spans by name.
         window: adjacent layers patched jointly.
         direction: "denoise" puts clean values into the corrupted run, "noise" the reverse.
+        severed: while a state is restored, what these modules add at its positions stays as in the unpatched run.
+        receivers: path patching: what is patched is seen by these only ("9.6.q", "mlp.5", "logits"); see
+            `engramscope.locate.paths`.
+        receiver_positions: where they receive: "all", "last", or roles and spans by name.
+        mlps: with receivers: whether MLPs in between pass the difference on ("live") or not ("frozen").
         corruption: how the corrupted run is made, a name from `engramscope tasks`.
         options: of the corruption.
         metrics: names; the first decides which pairs have a gap.
@@ -152,7 +161,11 @@ def patch(
         "positions": positions if isinstance(positions, str) else list(positions),
         "window": window,
         "direction": direction,
+        "severed": severed,
     }
+    if receivers:
+        to = receiver_positions if isinstance(receiver_positions, str) else list(receiver_positions)
+        sweep |= {"receivers": list(receivers), "receiver_positions": to, "mlps": mlps}
     study = parse_study(
         {
             "schema": 1,

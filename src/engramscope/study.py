@@ -206,6 +206,7 @@ class _Runner:
             study.metrics.names,
             seed=study.seed,
             min_gap=study.stats.min_gap,
+            known=study.pairs.at_least if study.pairs.known else None,
             executor=study.run.executor,
             memory_gb=study.run.memory_gb,
             progress=self.tell,
@@ -347,6 +348,9 @@ class _Runner:
         }
         if experiment is not None:
             facts["memory"] = steps.memory_facts(experiment, self.memory_at_start)
+            if experiment.unknown is not None:
+                of = len(experiment.prepared)
+                facts["known"] = {"kept": of - len(experiment.unknown), "of": of}
             facts["excluded"] = [{"pair": pair, "reason": reason} for pair, reason in experiment.excluded]
         return facts
 

@@ -38,6 +38,10 @@ class PairsSection(BaseModel):
     file: str | None = None
     format: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
+    #: only pairs whose clean prompt the model continues by a correct answer
+    known: bool = False
+    #: with `known`: fewer pairs than this are refused
+    at_least: int = Field(default=20, ge=1)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,6 +52,8 @@ class PairsSection(BaseModel):
     def _one_source(self) -> PairsSection:
         if (self.task is None) == (self.file is None):
             raise ValueError('give exactly one of task = "…" and file = "…"')
+        if "at_least" in self.model_fields_set and not self.known:
+            raise ValueError("at_least counts the pairs that the model knows; it goes with known = true")
         if self.file is not None and self.options:
             unknown = next(iter(self.options))
             raise ValueError(f"unknown key {unknown!r}{nearest(unknown, tuple(type(self).model_fields))}")
@@ -81,6 +87,14 @@ class SweepSection(_Section):
     ) = "all"
     window: int = Field(default=1, ge=1)
     direction: Literal["denoise", "noise", "both"] = "denoise"
+    #: causal tracing: what these modules add at the patched positions stays as it is in the unpatched run
+    severed: Literal["mlp_out", "attn_out"] | None = None
+    #: of two ways where the original's is a defect, the original's: severed values come from another draw
+    as_published: bool = False
+    #: path patching: the sweep's cells are senders, and only these see what they send ("9.6.q", "mlp.5", "logits")
+    receivers: list[str] = []
+    receiver_positions: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = "all"
+    mlps: Literal["live", "frozen"] = "live"
 
 
 class MetricsSection(_Section):

@@ -10,21 +10,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from engramscope.corruptions import corruption_names, make_corruption
 from engramscope.corruptions._base import Corruption
 from engramscope.errors import InputError, SiteError, StudyError, shortened
 from engramscope.locate.cells import Cell, cells_of
-from engramscope.locate.runs import places_of
+from engramscope.locate.runs import places_touched
 from engramscope.metrics import check_targets, get_metric, metric_names
 from engramscope.metrics._base import Target
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.load import load_tokenizer
-from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, SITES, is_module_path
+from engramscope.models.site import is_module_path
 from engramscope.pairs import Pair, PairSet, TokenizedPair, read_pairs
 from engramscope.registry import nearest
 from engramscope.study_file import StudyFile, SweepSection, read_study
+from engramscope.sweep_faults import Sizes, role_faults, site_faults, size_faults_of, tracing_faults
 from engramscope.tasks import TASKS, make_pairs, task_names
 
 #: appended to the name of a sweep of windows for the single layers that are shown beside it
@@ -76,20 +77,6 @@ class Inputs:
         return _hash([*prints.items(), list(prints["pairs"])])
 
 
-class Sizes(Protocol):
-    """What the size of a sweep is judged by: an `Anatomy`, or what a configuration says before weights are loaded."""
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        ...
-
-    @property
-    def n_heads(self) -> int:
-        """Number of query heads."""
-        ...
-
-
 def _plain(pair: Pair) -> list[Any]:
     spans = [sorted(dict(named).items()) for named in (pair.spans, pair.corrupted_spans, pair.labels)]
     return [pair.id, pair.clean, pair.corrupted, pair.correct, pair.incorrect, pair.group, *spans]
@@ -125,7 +112,7 @@ def _names_at_fault(path: Path) -> list[str]:
             faults.append(f"unknown {kind} {name!r}{nearest(name, known)}")
     for sweep in raw.get("sweep", []) if isinstance(raw.get("sweep"), list) else []:
         with suppress(ValueError):  # a sweep that is at fault in another way has been named
-            faults += _site_faults(SweepSection.model_validate(sweep))
+            faults += site_faults(SweepSection.model_validate(sweep))
     return list(dict.fromkeys(faults))
 
 
@@ -154,7 +141,7 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     corruption = _collect(faults, lambda: make_corruption(study.corruption.method, study.corruption.options))
     for name in study.metrics.names:
         _collect(faults, lambda name=name: get_metric(name))
-    faults += [fault for sweep in study.sweep for fault in _site_faults(sweep)]
+    faults += [fault for sweep in study.sweep for fault in site_faults(sweep)]
     if corruption is not None and corruption.level == "activation":
         faults += [
             f"Sweep {sweep.name!r}: direction {sweep.direction!r} needs a corrupted run, and corruption "
@@ -162,6 +149,7 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
             for sweep in study.sweep
             if sweep.direction != "noise"
         ]  # fmt: skip
+    faults += [fault for sweep in study.sweep if corruption is not None for fault in tracing_faults(sweep, corruption)]
     pairs = given if given is not None else _collect(faults, lambda: _pairs(study, folder))
     if pairs is not None and not len(pairs):
         faults.append("There are no pairs: nothing could be patched.")
@@ -190,7 +178,7 @@ def check_against_model(
     Raises:
         InputError: all faults at once.
     """
-    faults = [fault for sweep in inputs.study.sweep for fault in _size_faults(sweep, anatomy)]
+    faults = [fault for sweep in inputs.study.sweep for fault in size_faults_of(sweep, anatomy)]
     faults += token_faults(inputs, tokens, tokenizer)
     if site is not None and not faults:
         faults += _unoffered(inputs.sweeps, anatomy, site)
@@ -200,7 +188,7 @@ def check_against_model(
 
 def token_faults(inputs: Inputs, tokens: Sequence[TokenizedPair], tokenizer: Any) -> list[str]:
     """Positions that no prompt has, and answers that a metric cannot score."""
-    faults = [fault for sweep in inputs.study.sweep for fault in _role_faults(sweep, tokens)]
+    faults = [fault for sweep in inputs.study.sweep for fault in role_faults(sweep, tokens)]
     for name in inputs.study.metrics.names:
         metric = get_metric(name)
         for pair in tokens:
@@ -216,7 +204,7 @@ def size_faults(inputs: Inputs, sizes: Sizes, modules: Sequence[str] = ()) -> li
         sizes: number of layers and heads.
         modules: dotted paths of all modules; none where they are not known.
     """
-    faults = [fault for sweep in inputs.study.sweep for fault in _size_faults(sweep, sizes)]
+    faults = [fault for sweep in inputs.study.sweep for fault in size_faults_of(sweep, sizes)]
     for sweep in inputs.study.sweep:
         path = sweep.site.replace("{layer}", "0")
         if modules and is_module_path(sweep.site) and path not in modules:
@@ -233,7 +221,7 @@ def _unoffered(
     for sweep in sweeps:
         try:
             for cell in cells_of(sweep.model_copy(update={"positions": "last"}), anatomy, ()):
-                for place in places_of(cell):
+                for place in places_touched(cell, anatomy.n_layers):
                     site(*place)
         except SiteError as error:
             faults += [f"Sweep {sweep.name!r}: {fault}" for fault in error.faults]
@@ -293,77 +281,6 @@ def _collect(faults: list[str], make: Any) -> Any:
         return None
 
 
-def _site_faults(sweep: SweepSection) -> list[str]:
-    faults = []
-    if is_module_path(sweep.site) and "." not in sweep.site and not _could_be_module(sweep.site):
-        faults.append(f"Sweep {sweep.name!r}: unknown site {sweep.site!r}{nearest(sweep.site, SITES)}")
-    if not is_module_path(sweep.site) and sweep.site not in HEAD_SITES and sweep.heads != "all":
-        faults.append(
-            f"Sweep {sweep.name!r}: site {sweep.site!r} has no heads, so heads must be left out "
-            f"(sites with heads: {', '.join(site for site in SITES if site in HEAD_SITES)})."
-        )
-    if is_module_path(sweep.site) and sweep.heads != "all":
-        faults.append(f"Sweep {sweep.name!r}: the output of a module is not split into heads; leave heads out.")
-    once = sweep.site in GLOBAL_SITES or (is_module_path(sweep.site) and "{layer}" not in sweep.site)
-    if once and (sweep.layers != "each" or sweep.window > 1):
-        hint = "; write {layer} where its number stands" if is_module_path(sweep.site) else ""
-        faults.append(
-            f"Sweep {sweep.name!r}: site {sweep.site!r} exists once, so layers and window must be left out{hint}."
-        )
-    for key in ("layers", "heads", "positions"):
-        value = getattr(sweep, key)
-        if not isinstance(value, str) and (doubled := sorted({item for item in value if value.count(item) > 1})):
-            faults.append(f"Sweep {sweep.name!r}: {key} names {_listed(doubled)} more than once.")
-    return faults
-
-
-def _could_be_module(site: str) -> bool:
-    # the only modules of a causal language model that stand at its top level
-    return site in {"lm_head", "embed_out", "model", "transformer"}
-
-
-def _size_faults(sweep: SweepSection, sizes: Sizes) -> list[str]:
-    faults = []
-    if sweep.layers != "each" and (bad := [layer for layer in sweep.layers if layer >= sizes.n_layers]):
-        faults.append(
-            f"Sweep {sweep.name!r}: layer {_listed(bad)} does not exist; the model has {sizes.n_layers} layers, "
-            f"0 to {sizes.n_layers - 1}."
-        )
-    # before the weights are there, nobody knows how many key/value heads there are
-    grouped = getattr(sizes, "n_kv_heads", sizes.n_heads)
-    count = grouped if sweep.site in KV_SITES else sizes.n_heads
-    if not isinstance(sweep.heads, str) and (bad := [head for head in sweep.heads if head >= count]):
-        kind = "key/value heads" if sweep.site in KV_SITES else "heads"
-        faults.append(
-            f"Sweep {sweep.name!r}: head {_listed(bad)} does not exist; site {sweep.site!r} has {count} {kind}, "
-            f"0 to {count - 1}."
-        )
-    if sweep.window > sizes.n_layers:
-        faults.append(f"Sweep {sweep.name!r}: window {sweep.window} is wider than the model's {sizes.n_layers} layers.")
-    refusals = getattr(sizes, "refusals", {})
-    if not is_module_path(sweep.site) and sweep.site in refusals:
-        faults.append(f"Sweep {sweep.name!r}: site {sweep.site!r} is not offered: {refusals[sweep.site]}")
-    return faults
-
-
-def _role_faults(sweep: SweepSection, tokens: Sequence[TokenizedPair]) -> list[str]:
-    if isinstance(sweep.positions, str):
-        return []
-    # every prompt has a last token, also where its role is another (a subject that ends the prompt)
-    known = tuple(sorted({"last", *(name for pair in tokens for name in (*pair.clean.spans, *pair.clean.roles))}))
-    longest = max((len(pair.clean) for pair in tokens), default=0)
-    faults = []
-    for at in sweep.positions:
-        if isinstance(at, int) and at >= longest:
-            faults.append(
-                f"Sweep {sweep.name!r}: no prompt has a position {at}; the longest has {longest} tokens, "
-                f"0 to {longest - 1}."
-            )
-        elif isinstance(at, str) and at not in known:
-            faults.append(f"Sweep {sweep.name!r}: no prompt has a position {at!r}{nearest(at, known)}")
-    return faults
-
-
 def _with_singles(sweeps: Sequence[SweepSection]) -> tuple[SweepSection, ...]:
     """Windows inflate effects: beside each sweep of windows its single layers are run as well."""
     added: list[SweepSection] = []
@@ -376,7 +293,3 @@ def _with_singles(sweeps: Sequence[SweepSection]) -> tuple[SweepSection, ...]:
         if sweep.window > 1 and not alike:
             added.append(single)
     return (*sweeps, *added)
-
-
-def _listed(items: Sequence[object]) -> str:
-    return ", ".join(map(str, items))

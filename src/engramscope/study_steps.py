@@ -336,12 +336,14 @@ def with_results(
     floor: dict[str, float],
 ) -> AuditContext:
     """The same context once the results are there."""
+    unknown = {experiment.prepared[index].id for index in experiment.unknown or ()}
     return replace(
         context,
         effects=effects,
         summary=summary,
         baselines=_baselines(experiment),
-        excluded=list(experiment.excluded),
+        excluded=[item for item in experiment.excluded if item[0] not in unknown],
+        unknown=[item for item in experiment.excluded if item[0] in unknown],
         noise_floor=floor,
         cut=cut_shares(context),
     )
@@ -432,6 +434,8 @@ def finding_facts(finding: Finding) -> dict[str, Any]:
 def _baselines(experiment: Experiment) -> pd.DataFrame:
     rows = []
     for prepared in experiment.prepared:
+        if prepared.index in (experiment.unknown or ()):
+            continue
         base = experiment.base[prepared.index]
         for metric, clean in base.clean.items():
             draws = base.corrupted or {0: {metric: float("nan")}}

@@ -140,6 +140,11 @@ def effects(rows: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
     return pd.DataFrame([{**dict.fromkeys(EFFECTS.names), **start, **row} for row in rows or [{}]])[EFFECTS.names]
 
 
+def knowing() -> StudyFile:
+    kept = study()
+    return kept.model_copy(update={"pairs": kept.pairs.model_copy(update={"known": True})})
+
+
 def results(**more: Any) -> dict[str, Any]:
     return {
         "effects": effects(),
@@ -406,6 +411,12 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("note", with_model([FREE, CUT], {}), "4 tests: 2 cells by 2 metrics", "corrected for one another"),
         case("ok", with_model([FREE, CUT], {CUT: 1.0}, study_=study(metrics=["kl"])), "1 test: 1 cell by 1 metric"),
     ],
+    "known_facts": [
+        case("note", AuditContext(knowing(), pairs(), **results(), unknown=[("p1", "it goes on with ' a', not ' b'")]),
+             "1 pair of 40 (2 %)", "p1: it goes on"),
+        case("ok", AuditContext(knowing(), pairs(), **results()), "all 40 pairs"),
+        case("ok", AuditContext(study(), pairs(), **results()), "known = false"),
+    ],
     "gap": [
         case("warning", AuditContext(study(), pairs(), **results(), excluded=[("p1", "its gap is tiny")]),
              "1 pair of 40 (2 %)", "p1: its gap is tiny"),
@@ -417,6 +428,8 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             baselines=baselines([(2.0, 1.0)], "kl")))),
         case("ok", AuditContext(study(metrics=["kl"]), pairs(), **results(baselines=baselines([(0.0, 1.0)], "kl")))),
         case("ok", AuditContext(study(), pairs(), **results())),
+        # pairs that the model does not know were never to be used: they are another check's
+        case("ok", AuditContext(study(), pairs(), **results(), unknown=[("p1", "it says something else")])),
         case("ok", AuditContext(study({"method": "zero"}), pairs(), **results(baselines=baselines([(1.0, None)])))),
     ],
     "baseline_accuracy": [

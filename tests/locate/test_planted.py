@@ -162,3 +162,34 @@ def test_positions_can_be_named_by_index(model) -> None:
 def test_an_index_beyond_every_prompt_is_an_input_error(model) -> None:
     with pytest.raises(InputError, match="position 99"):
         patch(model, value_pairs(3), "resid_post", positions=[99])
+
+
+def test_path_patching_finds_the_edge_from_the_previous_token_head_to_the_induction_keys(model) -> None:
+    """P2: by construction L0H0 is read by the keys of layer 1 and by nothing else."""
+
+    def carried(pairs: PairSet, *receivers: str, **options) -> tuple[float, float]:
+        result = patch(
+            model, pairs, "z", layers=[0], heads=[0], receivers=receivers, corruption="str", resamples=100, **options
+        )
+        return _estimate(result, 0, 0), float(result.effects["effect"].abs().max())
+
+    for mlps in ("live", "frozen"):
+        assert carried(key_pairs(8), "1.0.k", "1.1.k", mlps=mlps)[0] == pytest.approx(1.0, abs=1e-6)
+        assert carried(key_pairs(8), "1.0.q", "1.1.q", "1.0.v", "1.1.v", "logits", mlps=mlps)[1] < 1e-4
+    # the token after the first a is where the keys are: they receive there, and nowhere else
+    one = PairSet(tuple(replace(p, spans={"value": _word(p.clean, 2)}) for p in key_pairs(8)), "spans")
+    assert carried(one, "1.0.k", "1.1.k", receiver_positions=["value"])[0] == pytest.approx(1.0, abs=1e-6)
+    assert carried(one, "1.0.k", "1.1.k", receiver_positions="last")[1] < 1e-4
+
+
+def test_without_the_negative_head_the_induction_key_alone_carries_everything(monkeypatch) -> None:
+    monkeypatch.setattr("tests.planted.GAIN", 0.0)
+    result = patch(planted_model(), key_pairs(8), "z", layers=[0], heads=[0], receivers=["1.0.k"], resamples=100)
+    assert _estimate(result, 0, 0) == pytest.approx(1.0, abs=1e-6)
+
+
+def _word(text: str, number: int) -> tuple[int, int]:
+    """Where a word stands, with the blank before it."""
+    words = text.split(" ")
+    start = len(" ".join(words[:number])) + 1
+    return start, start + len(words[number])

@@ -17,8 +17,11 @@ from engramscope.pairs.roles import known_roles
 from engramscope.study_file import parse_study
 from engramscope.tasks import TASKS, task_names
 
-TEXT = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, flags=re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "study.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(
+    r"```toml\n(.*?)```", TEXT + (DOCS / "tracing.md").read_text(encoding="utf-8"), flags=re.DOTALL
+)
 SECTIONS = {
     "model": study_file.ModelSection, "pairs": study_file.PairsSection, "corruption": study_file.CorruptionSection,
     "sweep": study_file.SweepSection, "metrics": study_file.MetricsSection, "stats": study_file.StatsSection,
@@ -83,7 +86,7 @@ def test_every_example_is_accepted(number: int) -> None:
 
 
 def test_there_is_an_example_for_each_question() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     assert len(TEXT.splitlines()) <= 200
     for role in known_roles():
         assert role in TEXT

@@ -58,6 +58,7 @@ class AuditContext:
         summary: the summary (`results.schema.SUMMARY_COLUMNS`).
         baselines: the unpatched runs: pair, seed, metric, clean, corrupted (null for ablations).
         excluded: (pair id, reason) of pairs that do not enter recovery.
+        unknown: the same of pairs that enter nothing, because the model does not know their answer.
         noise_floor: metric -> largest effect of patching a run with its own values; None where it was not measured.
         sweeps: the sweeps that are run: those of the study and the single layers that are added beside windows; where
             it is None, those of the study.
@@ -74,6 +75,7 @@ class AuditContext:
     summary: pd.DataFrame | None = None
     baselines: pd.DataFrame | None = None
     excluded: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
     noise_floor: Mapping[str, float | None] = field(default_factory=dict)
     sweeps: Sequence[SweepSection] | None = None
 

@@ -24,7 +24,7 @@ class Gap(Check):
     def run(self, context: AuditContext) -> list[Finding]:
         """A warning if pairs are excluded, and for each metric whose pooled gap is tiny or of the wrong sign."""
         findings: list[Finding] = []
-        n, out = len(context.pairs), len(context.excluded)
+        n, out = len(context.pairs) - len(context.unknown), len(context.excluded)
         if out:
             findings.append(
                 self.finding(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from engramscope.locate.paths import Paths, parse_receiver
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, is_module_path
 from engramscope.pairs.tokenized import TokenizedPair
@@ -30,6 +31,10 @@ class Cell:
         direction: "denoise" or "noise".
         window: number of adjacent layers asked for (fewer at the ends of the model).
         layer: the centre of the window; None for sites that exist once.
+        severed: "mlp_out" or "attn_out": what these modules add at the patched positions stays as it is in the
+            unpatched run.
+        other_draw: it stays as it is under another draw of the noise, as in the code of Meng et al.
+        paths: the cell is a sender, whose values reach these receivers only.
     """
 
     sweep: str
@@ -41,6 +46,9 @@ class Cell:
     direction: Direction
     window: int
     layer: int | None
+    severed: Literal["mlp_out", "attn_out"] | None = None
+    other_draw: bool = False
+    paths: Paths | None = None
 
     @property
     def head(self) -> int | None:
@@ -56,26 +64,42 @@ def window_layers(centre: int, width: int, n_layers: int) -> tuple[int, ...]:
 def cells_of(sweep: SweepSection, anatomy: Anatomy, pairs: Sequence[TokenizedPair]) -> Iterator[Cell]:
     """Every cell of a sweep, in the order layers, heads, positions, directions."""
     directions: tuple[Direction, ...] = ("denoise", "noise") if sweep.direction == "both" else (sweep.direction,)
+    paths = _paths(sweep)
     for layer, heads, (position, role), direction in product(
         _layers(sweep, anatomy), _heads(sweep, anatomy), _positions(sweep, pairs), directions
     ):
         layers = () if layer is None else window_layers(layer, sweep.window, anatomy.n_layers)
-        yield Cell(sweep.name, sweep.site, layers, heads, position, role, direction, sweep.window, layer)
+        yield Cell(
+            sweep.name, sweep.site, layers, heads, position, role, direction, sweep.window, layer,
+            sweep.severed, sweep.as_published, paths,
+        )  # fmt: skip
 
 
 def cell_positions(cell: Cell, pair: TokenizedPair) -> tuple[int, ...]:
     """Positions of the pair's *clean* prompt that the cell patches; empty where the prompt has none of that role."""
-    clean = pair.clean
     if cell.position is not None:
-        return (cell.position,) if cell.position < len(clean) else ()
-    if cell.position_role == "all":
+        return (cell.position,) if cell.position < len(pair.clean) else ()
+    return role_positions(cell.position_role or "", pair)
+
+
+def role_positions(role: str, pair: TokenizedPair) -> tuple[int, ...]:
+    """Positions of the pair's *clean* prompt by name: "all", "last", a span or a role; empty where it has none."""
+    clean = pair.clean
+    if role == "all":
         return tuple(range(len(clean)))
-    if cell.position_role == "last":
+    if role == "last":
         return (len(clean) - 1,)
-    role = cell.position_role or ""
     if role in clean.spans:
         return clean.spans[role]
     return tuple(i for i, name in enumerate(clean.roles) if name == role)
+
+
+def _paths(sweep: SweepSection) -> Paths | None:
+    if not sweep.receivers:
+        return None
+    found = {receiver for name in sweep.receivers if (receiver := parse_receiver(name)) is not None}
+    roles = sweep.receiver_positions
+    return Paths(tuple(sorted(found)), (roles,) if isinstance(roles, str) else tuple(roles), sweep.mlps)
 
 
 def _layers(sweep: SweepSection, anatomy: Anatomy) -> tuple[int | None, ...]:

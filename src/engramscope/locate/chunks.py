@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engramscope.engine.executor import Executor
 from engramscope.locate.cells import Cell
 from engramscope.locate.prepare import Prepared
-from engramscope.locate.runs import places_of
+from engramscope.locate.runs import places_touched, runs_of_cell
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.offload import is_offloaded
 
@@ -56,7 +56,8 @@ def chunks_of(
         return []
     cells_each = CELLS_PER_CHUNK
     if executor.way != "reference":
-        cells_each = min(cells_each, max(64, int(_work(executor) / _work_of_a_cell(executor, pairs))))
+        runs = max((runs_of_cell(cell) for cell in cells), default=1)
+        cells_each = min(cells_each, max(64, int(_work(executor) / (runs * _work_of_a_cell(executor, pairs)))))
     found = []
     for start in range(0, len(cells), cells_each):
         part = tuple(cells[start : start + cells_each])
@@ -87,8 +88,9 @@ def _pairs_of(executor: Executor, cells: Sequence[Cell], pairs: Sequence[Prepare
     if executor.way == "reference":
         room = int(memory_gb * 2**30 / max(1, _recorded_bytes(executor, cells, pairs)))
         return max(1, min(_REFERENCE_PAIRS, room))
-    by_work = int(_work(executor) / (len(cells) * _work_of_a_cell(executor, pairs)))
-    by_runs = _RUNS // (len(cells) * _draws(pairs))
+    runs = sum(runs_of_cell(cell) for cell in cells)
+    by_work = int(_work(executor) / (runs * _work_of_a_cell(executor, pairs)))
+    by_runs = _RUNS // (runs * _draws(pairs))
     return max(1, min(PAIRS_PER_CHUNK, by_work, by_runs))
 
 
@@ -114,9 +116,11 @@ def _even(count: int, most: int) -> int:
 
 def _recorded_bytes(executor: Executor, cells: Sequence[Cell], pairs: Sequence[Prepared]) -> int:
     """At most what the runs of one pair keep of the places that these cells patch."""
-    model, places = executor.model, {place for cell in cells for place in places_of(cell)}
+    model = executor.model
+    places = {place for cell in cells for place in places_touched(cell, model.anatomy.n_layers)}
     per_run = sum(values_per_run(model.anatomy, site, _longest(pairs)) for site, _ in places)
-    return (1 + max(len(pair.draws) for pair in pairs)) * per_run * model.dtype.itemsize
+    recorded = 1 + max(len(pair.draws) for pair in pairs) + sum(runs_of_cell(cell) - 1 for cell in cells)
+    return recorded * per_run * model.dtype.itemsize
 
 
 def _longest(pairs: Sequence[Prepared]) -> int:

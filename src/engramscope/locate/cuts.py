@@ -192,6 +192,8 @@ class CutFinder:
             noised: for Gaussian noise, the noised positions of the pair's corrupted prompt.
             answer_tokens: how many tokens of the answer are read, the first after the prompt's last position.
         """
+        if cell.paths is not None or (cell.severed is not None and max(cell.layers) < self._anatomy.n_layers - 1):
+            return False  # all edges but those named, or modules above, go on as in the unpatched run
         ablated = self._level == "activation"
         positions = cell_positions(cell, pair) if ablated else patched_positions(cell, pair)
         if not positions:

@@ -14,6 +14,7 @@ from engramscope.errors import PairsError
 from engramscope.locate.cells import Cell
 from engramscope.locate.chunks import Chunk, chunks_of
 from engramscope.locate.cuts import CutFinder
+from engramscope.locate.known import too_few_known, unknown_answers
 from engramscope.locate.means import reference_means
 from engramscope.locate.prepare import Prepared, model_facts, prepare
 from engramscope.locate.rows import rows_of
@@ -71,6 +72,7 @@ class Experiment:
             be a selection by the outcome, and makes a model that knows nothing look as if it did.
         scorer: the metrics.
         seed: seed of every random choice.
+        unknown: indices of the pairs whose answer the model does not know; None where that was not asked.
     """
 
     executor: Executor
@@ -82,6 +84,7 @@ class Experiment:
     excluded: tuple[tuple[str, str], ...]
     scorer: Scorer
     seed: int
+    unknown: frozenset[int] | None = None
     _cuts: CutFinder = field(init=False, repr=False, compare=False)
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
     # means of the cells asked for last: the chunks of one block of cells follow each other
@@ -160,6 +163,7 @@ def set_up(
     *,
     seed: int = 0,
     min_gap: float = 0.0,
+    known: int | None = None,
     executor: Kind = "traversal",
     memory_gb: float = 4.0,
     progress: Progress | None = None,
@@ -169,6 +173,10 @@ def set_up(
     A pair is excluded from recovery when its gap in the first metric, counted so that clean should be better than
     corrupted, is not larger than `min_gap` (averaged over draws); it is not run at all when an unpatched value is not
     finite or an ablation has nothing to put in place.
+
+    With `known`, pairs whose clean prompt the model continues by something else than a correct answer are not run
+    either, as in the known-fact set of Meng et al. 2022; fewer than `known` that are left are refused. This looks at
+    the clean run only, so it does not select by the outcome.
 
     Raises:
         ModelError: the model is in training mode: dropout would be taken for an effect.
@@ -184,6 +192,10 @@ def set_up(
         if progress:
             progress("baselines", len(base), len(prepared))
     unrunnable = {pair.index: reason for pair in prepared if (reason := _why_not_run(pair, base[pair.index]))}
+    unknown = {} if known is None else unknown_answers(runner, prepared)
+    if known is not None and len(prepared) - len(unknown) < known:
+        raise PairsError(too_few_known(prepared, unknown, known))
+    unrunnable = {**unrunnable, **unknown}
     if len(unrunnable) == len(prepared):
         raise PairsError(_nothing_left(prepared, unrunnable))
     no_gap = {
@@ -194,7 +206,8 @@ def set_up(
     used = tuple(pair.index for pair in prepared if pair.index not in unrunnable)
     reasons = {**unrunnable, **no_gap}
     excluded = tuple((prepared[index].id, reasons[index]) for index in sorted(reasons))
-    return Experiment(runner, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed)
+    asked = None if known is None else frozenset(unknown)
+    return Experiment(runner, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed, asked)
 
 
 def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> dict[str, float]:

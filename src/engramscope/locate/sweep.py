@@ -16,6 +16,7 @@ from engramscope.locate.cells import Cell
 from engramscope.locate.prepare import Prepared, clean_run, corrupted_run
 from engramscope.locate.runs import Means, Skipped, ablation_run, changes_nothing, swap_run
 from engramscope.locate.scoring import Continuation, Scorer, readout_positions
+from engramscope.models.anatomy import Anatomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def run_cells(
     Returns:
         Outcomes in the order pairs, cells, draws.
     """
-    work = _Work(scorer, everyone, means or {}, self_patch)
+    work = _Work(executor.model.anatomy, scorer, everyone, means or {}, self_patch)
     # patches that leave a run as it is: one run for all of them, but for the executor that all others are checked by
     shares = not self_patch and executor.way != "reference"
     for pair in pairs:
@@ -169,6 +170,7 @@ class _Work:
         skipped: number -> why there is no run.
     """
 
+    anatomy: Anatomy
     scorer: Scorer
     everyone: Sequence[Prepared]
     means: Means
@@ -187,13 +189,13 @@ class _Work:
             made = (
                 ablation_run(cell, pair, number, self.everyone, self.means, continuation, run_id, self.self_patch)
                 if pair.ablations
-                else swap_run(cell, pair, pair.draws[number], continuation, run_id, self.self_patch)
+                else swap_run(cell, pair, pair.draws[number], self.anatomy, continuation, run_id, self.self_patch)
             )
             if isinstance(made, Skipped):
                 self.skipped[here] = made.reason
                 continue
             self.bases.update({base.id: base for base in made.bases})
-            self.derived.append(made.run)
+            self.derived += [*made.between, made.run]
             self.jobs[made.run.id] = Job(pair, here, continuation)
 
     def outcome(self, here: int, scores: _Scores) -> Outcome:
