@@ -164,7 +164,7 @@ def test_a_mean_over_positions_is_no_joint_patch(tmp_path: Path) -> None:
     cell = {"site": "mlp_out", "layer": 2, "head": None, "position_role": "further"}
     note = "mean over up to 3 positions of the role, patched one at a time"
     text = _plain(_answer(tmp_path, findings={"peaks": [synthetic.peak("mlp", cell=cell, note=note)]}).lead)
-    assert f"at further ({note}) recovers 62 %" in text
+    assert f"at further tokens ({note}) recovers 62 %" in text
 
 
 def test_cells_that_were_not_tested_are_not_counted(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from engramscope.report.load import Study, load, records, section
 from engramscope.report.panels import Panel, panels
 from engramscope.report.plots import figure_data
 from engramscope.report.sentences import answer, model_name, pooled_words, question
+from engramscope.report.tracing import is_tracing, known_words, totals, tracing_panels
 from engramscope.report.words import counted, metric_words, percent, whole
 from engramscope.results.atomic import write_text
 
@@ -36,7 +37,7 @@ def write_report(folder: Path, *, figures: bool = True) -> Path:
         ResultsError: the folder is not ours, not finished, damaged, or the disk refuses.
     """
     study = load(Path(folder))
-    found = panels(study)
+    found = [*tracing_panels(study), *panels(study)]
     target = study.path / "report.html"
     write_text(target, render(study, found))
     if figures:
@@ -81,6 +82,8 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
         "directions": list(dict.fromkeys(panel.direction for panel in found)),
         "metrics": [(name, metric_words(name)) for name in study.metrics],
         "confidence": percent(study.confidence),
+        "totals": totals(study) if is_tracing(study) else [],
+        "known": known_words(study),
         "top": tables.top_components(study),
         "contrast": tables.contrast_rows(study),
         "contrast_groups": [str(group) for group in section(study.findings, "contrast").get("groups", [])],

@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 from engramscope.report.load import Study, strings
-from engramscope.report.words import SITE_WORDS, cell_name, missing, module_path, role_words, shortened, token_text
+from engramscope.report.words import (
+    SITE_WORDS,
+    cell_name,
+    missing,
+    module_path,
+    role_label,
+    role_order,
+    shortened,
+    token_text,
+)
 from engramscope.results.schema import ROLE_MEAN
 
 #: a heatmap with more cells than this is shown in blocks of neighbouring columns and rows
@@ -155,7 +164,14 @@ def _matrix(rows: pd.DataFrame, row: np.ndarray, column: np.ndarray, shape: tupl
     )
 
 
-def _by_metric(rows: pd.DataFrame, row: list[int], column: list[int], shape: tuple[int, int]) -> dict[str, Values]:
+def by_metric(rows: pd.DataFrame, row: list[int], column: list[int], shape: tuple[int, int]) -> dict[str, Values]:
+    """The values of each metric as matrices.
+
+    Args:
+        rows: of the summary, with what is shown.
+        row, column: where each of them stands.
+        shape: of the matrices.
+    """
     out: dict[str, Values] = {}
     row_of, column_of = np.asarray(row, dtype=int), np.asarray(column, dtype=int)
     for metric in dict.fromkeys(rows["metric"]):
@@ -170,7 +186,7 @@ def _heatmap(rows: pd.DataFrame, direction: str, study: Study) -> Panel:
     rows = rows.loc[rows["layer"].notna().to_numpy()]
     column = [layers.index(int(value)) for value in rows["layer"]]
     names, row_of, labels, title, note = _rows_of(rows, study)
-    metrics = _by_metric(rows, [names[key] for key in row_of], column, (len(labels), len(layers)))
+    metrics = by_metric(rows, [names[key] for key in row_of], column, (len(labels), len(layers)))
     sweep = str(rows["sweep"].iloc[0])
     panel = Panel(
         key=f"{slug(sweep)}-{slug(direction)}",
@@ -200,8 +216,8 @@ def _rows_of(rows: pd.DataFrame, study: Study) -> tuple[dict[Any, int], list[Any
         labels, note = _token_labels(order, study)
         return {key: i for i, key in enumerate(order)}, keys, labels, "Position", note
     keys = ["" if missing(value) else str(value) for value in rows["position_role"]]
-    order_of_roles = list(dict.fromkeys(keys))
-    labels = [role_words(key) or "(no role)" for key in order_of_roles]
+    order_of_roles = sorted(dict.fromkeys(keys), key=role_order)
+    labels = [role_label(key) or "(no role)" for key in order_of_roles]
     averaged = any(ROLE_MEAN in str(note) for note in rows["note"])
     note = f"A role of several tokens is the mean over the {ROLE_MEAN}." if averaged else ""
     return {key: i for i, key in enumerate(order_of_roles)}, keys, labels, "Role", note
@@ -301,7 +317,7 @@ def _profiles(here: pd.DataFrame, sweeps: list[str], direction: str) -> list[Pan
     rows = rows.loc[rows["layer"].notna().to_numpy()]
     layers = sorted({int(value) for value in rows["layer"]})
     column = [layers.index(int(value)) for value in rows["layer"]]
-    metrics = _by_metric(rows, [sweeps.index(value) for value in rows["sweep"]], column, (len(sweeps), len(layers)))
+    metrics = by_metric(rows, [sweeps.index(value) for value in rows["sweep"]], column, (len(sweeps), len(layers)))
     first = rows.drop_duplicates("sweep").set_index("sweep")
     labels = tuple(_line_label(sweep, str(first.loc[sweep, "site"]), first.loc[sweep, "window"]) for sweep in sweeps)
     panel = Panel(
@@ -353,7 +369,7 @@ def _places(rows: pd.DataFrame, direction: str) -> Panel:
         column_title="",
         rows=tuple(cell_name(cell) for cell in cells[:MAX_PLACES]),
         columns=("",),
-        metrics=_by_metric(rows, row_of, [0] * len(row_of), shape),
+        metrics=by_metric(rows, row_of, [0] * len(row_of), shape),
         note=note,
         sweeps=tuple(dict.fromkeys(str(key[0]) for key in order)),
     )

@@ -11,6 +11,7 @@ import pandas as pd
 
 from engramscope.report.load import Study, records, section
 from engramscope.report.tables import audit_items, differs
+from engramscope.report.ways import way_words
 from engramscope.report.words import (
     amount,
     cell_name,
@@ -69,7 +70,7 @@ def question(study: Study) -> str:
     corruption = section(study.manifest, "corruption").get("method") or section(resolved, "corruption").get("method")
     how = _CORRUPTIONS.get(str(corruption), str(corruption)) if corruption else "as given"
     pairs = counted(len(study.pairs), "pair") + (f" of {origin}" if origin else "") + pooled_words(study)
-    sweeps = joined([_sweep_words(study.summary, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
+    sweeps = joined([_sweep_words(study, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
     patched = sweeps or "nothing"
     return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {patched}."
 
@@ -89,13 +90,14 @@ def model_name(study: Study) -> str:
     return PurePath(name).name if stored.get("source") == "folder" and PurePath(name).name else name
 
 
-def _sweep_words(summary: pd.DataFrame, sweep: str) -> str:
-    rows = summary.loc[(summary["sweep"] == sweep).to_numpy()]
+def _sweep_words(study: Study, sweep: str) -> str:
+    rows = study.summary.loc[(study.summary["sweep"] == sweep).to_numpy()]
     site = str(rows["site"].iloc[0])
     axes = [name for name in ("layer", "head", "position") if rows[name].nunique() > 1]
     if "position" not in axes and rows["position_role"].nunique() > 1:
         axes.append("role")
-    return f"{site} by {' × '.join(axes)}" if axes else site
+    way = way_words(study, sweep).replace(", ", " ", 1)
+    return (f"{site} by {' × '.join(axes)}" if axes else site) + way
 
 
 def _warning(study: Study) -> str:
@@ -195,7 +197,8 @@ def _peak_sentence(study: Study) -> str:
     numbers = "; ".join(filter(None, (sure, _pairs_behind(peak))))
     chosen = not (missing(peak.get("selection_effect")) and missing(peak.get("selection_estimate")))
     halves = " on pairs that were not used to choose it" if chosen else ""
-    where = cell_words(cell) + (f" ({peak['note']})" if peak.get("note") else "")
+    where = cell_words(cell) + way_words(study, str(peak.get("sweep")))
+    where += f" ({peak['note']})" if peak.get("note") else ""
     of = f"{size} of the clean–corrupted gap in {metric_words(metric)}" if kind == "recovery" else size
     verb = _verb(kind, direction, metric)
     if not confirmed(peak, study.confidence):

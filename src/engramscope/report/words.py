@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +48,19 @@ METRIC_UNITS: Mapping[str, str] = {
     "answer_log_prob": "nats",
     "kl": "nats",
     "rank": "ranks",
+}
+#: in the order of the prompt
+_ROLE_WORDS: Mapping[str, str] = {
+    "all": "all positions",
+    "bos": "beginning of text",
+    "before": "before the subject",
+    "subject": "subject",
+    "subject_first": "first subject token",
+    "subject_middle": "middle subject tokens",
+    "subject_last": "last subject token",
+    "after_subject": "first token after the subject",
+    "further": "further tokens",
+    "last": "last token",
 }
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CONTROL = {"\n": "↵", "\r": "↵", "\t": "⇥", "": "∅"}
@@ -154,14 +166,23 @@ def metric_words(metric: str) -> str:
 
 
 def role_words(role: object) -> str:
-    """A role of a position in words: "subject, last"; the empty text for a missing one."""
+    """A role of a position in words: "last subject token"; the empty text for a missing one."""
     if missing(role):
         return ""
     text = str(role)
-    if text == "all":
-        return "all positions"
-    match = re.fullmatch(r"(.+)_(first|middle|last)", text)
-    return f"{match[1]}, {match[2]}" if match else text
+    return _ROLE_WORDS.get(text, text)
+
+
+def role_label(role: object) -> str:
+    """The same for an axis; tokens of the subject have a star, as in the figures of Meng et al."""
+    return role_words(role) + ("*" if str(role).split("_")[0] == "subject" else "")
+
+
+def role_order(role: object) -> int:
+    """Where a role stands in a prompt; spans in the middle, in the order in which they come."""
+    order = list(_ROLE_WORDS)
+    text = str(role)
+    return order.index(text) if text in order else order.index("further")
 
 
 def cell_words(cell: Mapping[str, Any]) -> str:
@@ -208,7 +229,10 @@ def place_words(cell: Mapping[str, Any]) -> str:
         return f" at position {int(position)}{known}"  # type: ignore[arg-type]
     if missing(role) or role == "all":
         return ""
-    return " at the last position" if role == "last" else f" at {role_words(role)}"
+    if role == "last":
+        return " at the last position"
+    article = "the " if str(role).startswith(("subject", "after_subject")) else ""
+    return f" at {article}{role_words(role)}"
 
 
 def window_words(cell: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from engramscope.results.effect_scale import UNSIGNED, is_signed, no_effect
 from engramscope.results.schema import CELL, Frame
 from engramscope.results.summary import Family, cell_label, families, family_rng
+from engramscope.stats.bootstrap import bootstrap_mean
 from engramscope.stats.contrast import contrast_cells, contrast_concentration
 from engramscope.stats.correction import holm
 from engramscope.stats.split import Split, confirmed_peak, split_by_cluster
@@ -75,8 +76,30 @@ def findings(
             "contrast": contrast,
             "both_directions": _both_directions(summary),
             "cuts": _cuts(summary),
+            "gaps": _gaps(parts, clusters, seed, {"confidence": confidence, "resamples": resamples}),
         }
     )
+
+
+def _gaps(
+    parts: Sequence[Family], clusters: Mapping[str, str], seed: int, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Per metric the mean of the unpatched runs, and the gap between them: the total effect of the corruption."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for family in parts:
+        key = (family.key["corruption"], family.key["metric"])
+        gap = family.gap
+        # sweeps differ in nothing here but in the pairs that have a cell: the one with most of them speaks
+        if gap is None or family.corrupted is None or rows.get(key, {"n": 0})["n"] >= len(gap):
+            continue
+        names = np.array([clusters.get(pair, pair) for pair in family.pairs])
+        found = bootstrap_mean(gap[:, None], names, rng=family_rng(family, seed + 2), **settings)
+        rows[key] = {
+            "corruption": key[0], "metric": key[1], "n": len(gap), "clean": float(family.clean.mean()),
+            "corrupted": float(family.corrupted.mean(axis=1).mean()), "gap": float(gap.mean()),
+            "low": float(found.low[0]), "high": float(found.high[0]),
+        }  # fmt: skip
+    return list(rows.values())
 
 
 def _halves(
