@@ -29,12 +29,15 @@ def parse_options(kind: str, name: str, model: type[Options], given: Mapping[str
         return model.model_validate(dict(given))
     except ValidationError as error:
         known = tuple(model.model_fields)
-        faults = [_sentence(item, f"{kind} {name!r}", known) for item in error.errors(include_url=False)]
-        raise StudyError(list(dict.fromkeys(faults))) from None
+        faults: dict[str, str] = {}
+        for item in error.errors(include_url=False):
+            # of the branches of a union, and of the items of a list, the first says enough
+            faults.setdefault(str(item["loc"][0]), _sentence(item, f"{kind} {name!r}", known))
+        raise StudyError(list(faults.values())) from None
 
 
 def _sentence(item: Any, where: str, known: tuple[str, ...]) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+    place = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown option {place!r}{nearest(place, known) if known else '; it has none.'}"
     if item["type"] == "missing":

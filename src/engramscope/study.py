@@ -76,6 +76,7 @@ def run_study(
     *,
     resume: bool = False,
     executor: Kind | None = None,
+    model: Model | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Run a study and write its results folder.
@@ -85,6 +86,7 @@ def run_study(
         out: the results folder; new, or the folder of an interrupted run of the same study with `resume`.
         resume: go on where an interrupted run stopped; the table ends up the same.
         executor: instead of the one that the study file names; the numbers are the same.
+        model: the study's model where it is in memory already, so that several studies load it once.
         progress: called with (what, done, total).
 
     Returns:
@@ -100,9 +102,10 @@ def run_study(
     inputs = inputs if executor is None else steps.with_executor(inputs, executor)
     steps.refuse_early(inputs, Path(out), resume)
     tell("reading the study", 1, 1)
-    tell("loading the model", 0, 1)
-    model = steps.load(inputs)
-    tell("loading the model", 1, 1)
+    if model is None:
+        tell("loading the model", 0, 1)
+        model = steps.load(inputs)
+        tell("loading the model", 1, 1)
     with float32_products(tf32=inputs.study.run.tf32):
         return _Runner(inputs, model, Path(out), tell).run(resume)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,6 +187,28 @@ def parse_study(raw: dict[str, Any], where: str = "study") -> StudyFile:
         return StudyFile.model_validate(raw)
     except ValidationError as error:
         raise StudyError([_sentence(item, where) for item in _distinct(error)]) from None
+
+
+def study_toml(raw: Mapping[str, Any]) -> str:
+    """A study given as plain data, as the text of a study file: sections, lists of sections, and values.
+
+    Raises:
+        TypeError: a value that has no place in TOML (an error of the caller).
+    """
+    lines, sections = [], []
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            sections.append("\n".join([f"[{key}]", *_toml_lines(value)]))
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            sections += ["\n".join([f"[[{key}]]", *_toml_lines(item)]) for item in value]
+        else:
+            lines += _toml_lines({key: value})
+    return "\n\n".join(["\n".join(lines), *sections]) + "\n"
+
+
+def _toml_lines(section: Mapping[str, Any]) -> list[str]:
+    # strings, numbers, booleans and lists of them are written alike in JSON and TOML
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items() if value is not None]
 
 
 def _distinct(error: ValidationError) -> list[Any]:

@@ -120,6 +120,22 @@ def test_another_span_can_be_named() -> None:
         assert all(draw.noise is not None and draw.noise.positions == (3, 4) for draw in draws)
 
 
+def test_several_spans_are_noised_together_and_measured_together() -> None:
+    how = made(span=["verb", "subject", "verb"])
+    pairs = [
+        replace(p, spans={"subject": p.spans["subject"], "verb": (p.clean.index("lives"), len(p.clean))})
+        for p in cases.make_pairs()
+    ]
+    tokens = cases.prepared(how, pairs)
+    for draws in how.draws(tokens, cases.FACTS, 0):
+        assert all(draw.noise is not None and draw.noise.positions == (1, 2, 3, 4) for draw in draws)
+    texts = [pair.pair.clean[slice(*pair.pair.spans[span])].strip() for pair in tokens for span in ("subject", "verb")]
+    scalars = torch.cat([cases.FACTS.embed(cases.FACTS.encode(text)).flatten() for text in texts])
+    assert how.noise_std(tokens, cases.FACTS) == pytest.approx(float(scalars.double().std()), rel=1e-6)
+    with pytest.raises(PairsError, match="'subject'"):
+        how.rewrite(replace(pairs[0], spans={"verb": pairs[0].spans["verb"]}))
+
+
 def test_no_two_draws_share_noise() -> None:
     how = made(draws=5)
     rows = torch.stack([

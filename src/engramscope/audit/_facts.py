@@ -70,6 +70,14 @@ def gaps(context: AuditContext, metric: str) -> dict[str, float]:
     return {pair: sign * (clean[pair] - value) for pair, value in corrupted.items() if pair in clean}
 
 
+def noised_spans(study: StudyFile) -> tuple[str, ...]:
+    """Names of the spans that Gaussian noise is added to; none under another corruption."""
+    if study.corruption.method != "gaussian":
+        return ()
+    span = corruption_options(study).get("span")
+    return (span,) if isinstance(span, str) else tuple(map(str, span or ()))
+
+
 def cut_shares(context: AuditContext) -> dict[Cell, float]:
     """Share of pairs (in [0, 1]) in which each cell is a cut: as given, or else from the graph of layers and positions.
 
@@ -81,26 +89,27 @@ def cut_shares(context: AuditContext) -> dict[Cell, float]:
         return {cell: context.cut.get(cell, 0.0) for cell in cells}
     if context.anatomy is None or not context.tokenized:
         return dict.fromkeys(cells, 0.0)
-    span = corruption_options(context.study).get("span") if context.study.corruption.method == "gaussian" else None
+    named = noised_spans(context.study)
     alike: dict[object, list[TokenizedPair]] = defaultdict(list)
     for pair in context.tokenized:
         spans = tuple(sorted((name, tuple(places)) for name, places in pair.clean.spans.items()))
-        noised = tuple(pair.corrupted.spans.get(str(span), ()))
+        noised = tuple(pair.corrupted.spans.get(span, ()) for span in named)
         alike[pair.alignment, pair.changed, pair.clean.roles, spans, noised].append(pair)
-    return _shares(CutFinder(context.anatomy, corruption_of(context.study).level), cells, list(alike.values()), span)
+    return _shares(CutFinder(context.anatomy, corruption_of(context.study).level), cells, list(alike.values()), named)
 
 
 def _shares(
-    finder: CutFinder, cells: Sequence[Cell], alike: Sequence[Sequence[TokenizedPair]], span: str | None
+    finder: CutFinder, cells: Sequence[Cell], alike: Sequence[Sequence[TokenizedPair]], spans: Sequence[str]
 ) -> dict[Cell, float]:
     def noised(pair: TokenizedPair) -> Sequence[int]:
-        return pair.corrupted.spans.get(span or "", ())
+        return sorted({at for span in spans for at in pair.corrupted.spans.get(span, ())})
 
     known: dict[object, float] = {}
     shares = {}
     for cell in cells:
         heads = None if cell.heads is None else len(cell.heads)
-        key = (cell.site, cell.layers, heads, cell.position, cell.position_role, cell.direction)
+        way = (cell.severed, cell.paths is not None)
+        key = (cell.site, cell.layers, heads, cell.position, cell.position_role, cell.direction, way)
         if key not in known:
             asked = [(len(pairs), finder.cut_in(cell, pairs[0], noised(pairs[0]))) for pairs in alike]
             answers = [(times, cut) for times, cut in asked if cut is not None]

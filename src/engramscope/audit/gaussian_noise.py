@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engramscope.audit._base import AuditContext, Check, Finding, Needs
-from engramscope.audit._facts import corruption_options, without_cuts
+from engramscope.audit._facts import corruption_options, noised_spans, without_cuts
 from engramscope.audit._show import number, row_name
 
 FEW_DRAWS = 5
@@ -24,12 +24,13 @@ class GaussianNoise(Check):
         if method != "gaussian":
             return self.ok(f"The corruption is {method!r}, not Gaussian noise.")
         options = corruption_options(context.study)
-        draws, span = int(options.get("draws", 1)), options.get("span")
+        draws, spans = int(options.get("draws", 1)), noised_spans(context.study)
+        where = f"span {' and '.join(map(repr, spans))}" if spans else "key"
         findings = [
             self.finding(
                 "warning",
                 f"The corrupted run is made by Gaussian noise of {options.get('sigma')} standard deviations of the "
-                f"embeddings of the {'span ' + repr(span) if span else 'key'} tokens ({draws} draws). Such embeddings "
+                f"embeddings of the {where} tokens ({draws} draws). Such embeddings "
                 "belong to no text, so what is found may be how the model copes with noise; compare with method "
                 '= "str".',
             )

@@ -28,19 +28,26 @@ class GaussianOptions(CorruptionOptions):
     Attributes:
         sigma: the factor k; the noise has k times the standard deviation of the embeddings of the key texts.
         draws: number of noise draws per pair.
-        span: the named span whose tokens are noised.
-        key_texts: whose embeddings give the standard deviation: the texts of this span in all pairs, or the vocabulary.
+        span: the named span whose tokens are noised, or several of them.
+        key_texts: whose embeddings give the standard deviation: the texts of these spans in all pairs, or the
+            vocabulary.
     """
 
     model_config = ConfigDict(strict=True)
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The spans, without repetition."""
+        return (self.span,) if isinstance(self.span, str) else tuple(dict.fromkeys(self.span))
+
     sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     draws: Annotated[int, Field(ge=1)] = 10
-    span: Annotated[str, Field(min_length=1)] = "subject"
+    span: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = "subject"
     key_texts: Literal["spans", "vocabulary"] = "spans"
 
 
 class Gaussian(Corruption):
-    """`embed(t) <- embed(t) + ε`, `ε ~ N(0, σ² I)` for the tokens t of the span; `σ = k · std`.
+    """`embed(t) <- embed(t) + ε`, `ε ~ N(0, σ² I)` for the tokens t of the span or spans; `σ = k · std`.
 
     `std` is one number: the standard deviation (n - 1) over all scalars of the token-embedding outputs of all tokens of
     all key texts. Each key text is the span's text of one pair, tokenised alone, without leading space and without
@@ -76,12 +83,14 @@ class Gaussian(Corruption):
         Raises:
             PairsError: the pair does not name the span that is to be noised, or it is empty.
         """
-        if not _key_text(pair, self._own.span):
+        empty = [span for span in self._own.spans if not _key_text(pair, span)]
+        if empty:
             named = ", ".join(sorted(pair.spans)) or "none"
-            raise PairsError(
-                f"Pair {pair.id!r} has no text in a span {self._own.span!r}, which the corruption 'gaussian' is to "
+            raise PairsError([
+                f"Pair {pair.id!r} has no text in a span {span!r}, which the corruption 'gaussian' is to "
                 f"noise (its spans: {named}); add it to `spans`, or name another with `span`."
-            )
+                for span in empty
+            ])  # fmt: skip
         return replace(pair, corrupted=None, corrupted_spans={})
 
     def noise_std(self, pairs: Sequence[TokenizedPair], facts: ModelFacts) -> float:
@@ -110,10 +119,10 @@ class Gaussian(Corruption):
         Raises:
             PairsError: a pair without tokens in the span; every such pair is named.
         """
-        span = self._own.span
         faults = [
             f"Pair {pair.pair.id!r}: the span {span!r}, which is to be noised, covers no token of the prompt."
             for pair in pairs
+            for span in self._own.spans
             if not pair.corrupted.spans.get(span)
         ]
         if faults:
@@ -125,7 +134,7 @@ class Gaussian(Corruption):
         return [[Draw(d, self._noise(pair, d, seed, sigma, width)) for d in range(self._own.draws)] for pair in pairs]
 
     def _noise(self, pair: TokenizedPair, draw: int, seed: int, sigma: float, width: int) -> Noise:
-        positions = pair.corrupted.spans[self._own.span]
+        positions = tuple(sorted({at for span in self._own.spans for at in pair.corrupted.spans[span]}))
         # one generator per draw: more draws or more pairs leave this one as it is
         normal = generator("gaussian", seed, pair.pair.id, draw).standard_normal((len(positions), width))
         return Noise(positions, torch.from_numpy(sigma * normal).to(torch.float32))
@@ -138,7 +147,7 @@ class Gaussian(Corruption):
                 yield facts.embed(list(range(start, min(start + _CHUNK, facts.vocab))))
             return
         # sorted, so that the rounding of the sums does not depend on the order of the pairs either
-        for text in sorted(_key_text(pair.pair, self._own.span) for pair in pairs):
+        for text in sorted(_key_text(pair.pair, span) for pair in pairs for span in self._own.spans):
             yield facts.embed(facts.encode(text))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,21 @@ class Setting:
     folder: Path = Path()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Which tokens of a task's prompts are corrupted.
+
+    Attributes:
+        name: of what is corrupted.
+        options: the task's options that corrupt it by other tokens.
+        spans: the same tokens by name, for noise.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    spans: tuple[str, ...]
+
+
 class Task(ABC):
     """Makes a `PairSet` without needing a model.
 
@@ -44,6 +60,7 @@ class Task(ABC):
         model: the model whose tokenizer the pairs are made for, under which prompts that are to be aligned have equally
             many tokens; a bundled name, or that of a model to be fetched.
         span: the span that noise is added to.
+        variants: which tokens may be corrupted; the first is the default. None: those of `span`.
         needs_tokenizer: words are chosen by the tokenizer in use; without one every word is taken for one token.
 
     Args:
@@ -56,10 +73,16 @@ class Task(ABC):
     corruption: ClassVar[str] = "str"
     model: ClassVar[str]
     span: ClassVar[str] = "subject"
+    variants: ClassVar[tuple[Variant, ...]] = ()
     needs_tokenizer: ClassVar[bool] = False
 
     def __init__(self, options: TaskOptions | None = None) -> None:
         self.options = options if options is not None else self.Options()
+
+    @classmethod
+    def all_variants(cls) -> tuple[Variant, ...]:
+        """Which tokens may be corrupted; the first is the default."""
+        return cls.variants or (Variant(cls.span, {}, (cls.span,)),)
 
     @abstractmethod
     def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:

@@ -20,7 +20,7 @@ from pydantic import Field
 from engramscope.errors import PairsError
 from engramscope.pairs.pair import Pair, PairSet
 from engramscope.pairs.vocabulary import Vocabulary
-from engramscope.tasks._base import Setting, Task, TaskOptions
+from engramscope.tasks._base import Setting, Task, TaskOptions, Variant
 from engramscope.tasks._fill import filled
 
 DEFAULT = 150
@@ -43,6 +43,7 @@ class Arithmetic(Task):
     source: ClassVar[str] = "Stolfo et al. (arXiv 2305.15054)"
     model: ClassVar[str] = "mini"
     span: ClassVar[str] = "y3"
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("operands", {}, ("x3", "y3")),)
     needs_tokenizer: ClassVar[bool] = True
 
     def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:

@@ -21,7 +21,7 @@ from engramscope.bundled.sentences import SentenceWords, load_words
 from engramscope.bundled.world import load_world
 from engramscope.pairs.pair import Pair, PairSet
 from engramscope.pairs.vocabulary import Vocabulary
-from engramscope.tasks._base import Setting, Task, TaskOptions
+from engramscope.tasks._base import Setting, Task, TaskOptions, Variant
 from engramscope.tasks._fill import filled
 
 FRAMES = 15
@@ -42,6 +42,11 @@ class Ioi(Task):
     source: ClassVar[str] = "Wang et al. (arXiv 2211.00593), with frames and words of our own"
     model: ClassVar[str] = "mini"
     span: ClassVar[str] = "s2"
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant("s2", {"corrupt": "s2"}, ("s2",)),
+        Variant("s1_io", {"corrupt": "s1_io"}, ("s1", "io")),
+        Variant("abc", {"corrupt": "abc"}, ("s1", "s2", "io")),
+    )
     needs_tokenizer: ClassVar[bool] = True
 
     def pairs(self, limit: int | None, rng: np.random.Generator, setting: Setting) -> PairSet:
