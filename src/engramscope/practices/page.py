@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from engramscope.report.small_page import embedded_file, render_page
 from engramscope.report.words import bare_p, metric_words, number, percent
 from engramscope.results.atomic import write_text
 
@@ -30,15 +26,9 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
     Raises:
         ResultsError: the disk refuses.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("engramscope.practices", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = resources.files("engramscope.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    text = environment.get_template("practices.html.j2").render(
+    text = render_page(
+        "engramscope.practices",
+        "practices.html.j2",
         found=found,
         sentences=sentences(found),
         maps=_maps(folder, found),
@@ -48,10 +38,6 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
         windows=_window_rows(found),
         variants=[arm["variant"] for arm in found["arms"] if arm["part"] == "heads" and arm["corruption"] == "str"],
         attention=_attention_rows(found["attention"]),
-        css=Markup(css),
-        number=number,
-        percent=percent,
-        metric_words=metric_words,
     )
     path = folder / "practices.html"
     write_text(path, text)
@@ -127,7 +113,7 @@ def _maps(folder: Path, found: Mapping[str, Any]) -> list[dict[str, str]]:
     for arm in found["arms"]:
         file = folder / arm["folder"] / "figures" / "heads-denoise-logit-diff.svg"
         if arm["part"] == "heads" and file.is_file():
-            source = "data:image/svg+xml;base64," + b64encode(file.read_bytes()).decode("ascii")
+            source = embedded_file(file)
             title = f"{arm['variant']}, {_CORRUPTIONS[arm['corruption']]}"
             made.append({"title": title, "source": source, "report": f"{arm['folder']}/report.html"})
     return made

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from engramscope.errors import ResultsError, StudyError
 from engramscope.locate.attention_view import Restore, attention_view, parse_head
@@ -21,6 +17,7 @@ from engramscope.practices.detections import agreement, blind_spots, concentrati
 from engramscope.practices.page import write_page
 from engramscope.practices.windows import window_peaks
 from engramscope.results.atomic import write_text
+from engramscope.results.findings import finite
 from engramscope.results.read import read_manifest
 from engramscope.results.schema import Frame
 from engramscope.study import StudyResult, run_study
@@ -108,8 +105,8 @@ def run_practices(
     found = _found(arms, results)
     found["attention"] = _attention(arms[0], inputs, held, found, heads, restore, progress)
     found |= {"task": task, "model": name, "pairs": limit, "draws": draws, "seed": seed}
-    write_text(folder / RESULT, json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False))
-    write_page(folder, _finite(found))
+    write_text(folder / RESULT, json.dumps(finite(found), indent=1, ensure_ascii=False, allow_nan=False))
+    write_page(folder, finite(found))
     if progress:
         progress("studies", len(arms), len(arms))
     return Practices(folder)
@@ -218,19 +215,6 @@ def _chosen(
     first = min((int(name.split(".")[0]) for name in looked if name.split(".")[0].isdigit()), default=0)
     earlier = [name for name in positive if int(name.split(".")[0]) < first][:MOST_HEADS]
     return looked, list(restore) or earlier
-
-
-def _finite(value: Any) -> Any:
-    """The same with plain numbers; None where one is missing."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value
 
 
 def ensure_task(name: str) -> None:

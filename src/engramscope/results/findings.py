@@ -69,7 +69,7 @@ def findings(
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_adjusted"] = adjusted
     contrast = {"label": label, "groups": list(groups), "rows": rows, "cells": cells} if rows or cells else None
-    return _finite(
+    return finite(
         {
             "peaks": [peak for peak in peaks if peak is not None],
             "detected": _detected(summary),
@@ -296,12 +296,12 @@ def _cell(cell: Frame, key: Mapping[str, str]) -> dict[str, Any]:
     return {name: values[name] for name in CELL}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same data without NaN, numpy scalars or pandas missing values, as JSON needs it."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     if value is None or value is pd.NA or (isinstance(value, float | np.floating) and not math.isfinite(value)):
         return None
     return value.item() if isinstance(value, np.generic) else value
