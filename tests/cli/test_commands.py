@@ -22,7 +22,10 @@ COMMANDS = sorted(command.name or command.callback.__name__ for command in app.r
 
 
 def test_the_commands_of_the_contract_are_there() -> None:
-    assert COMMANDS == ["check", "demo", "model", "new", "report", "run", "tasks"]
+    assert COMMANDS == [
+        "check", "compare", "demo", "heads", "locate", "model", "new", "practices", "report", "reproduce", "run",
+        "tasks",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

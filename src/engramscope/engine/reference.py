@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,6 +66,36 @@ def record(model: Model, bases: Sequence[BaseRun], places: Sequence[Place]) -> I
             _forward(model, plan, list(batch), {base.id: set(places) for base in batch}, recorded, {})
             for (run, place), value in recorded.items():
                 yield run, place, value
+
+
+def record_plan(
+    model: Model, plan: Plan, wanted: Mapping[str, Collection[Place]]
+) -> Iterator[tuple[str, Place, Tensor]]:
+    """Values at places of runs of a plan, base or derived, as they are after the run's own patches there.
+
+    Args:
+        model: the model.
+        plan: the runs; its read-outs are not looked at.
+        wanted: run id -> (site, layer) to record. Runs that nobody reads and nobody wants are not computed.
+
+    Yields:
+        (run id, place, value), one run and place at a time: [seq, width], or [n_heads, query, key] for a pattern. What
+        other runs take their values from is kept until the plan is done.
+
+    Raises:
+        SiteError: the model does not offer a patched or recorded site.
+    """
+    sources = _places_to_record(plan)
+    read = {run: {*sources.get(run, ()), *wanted.get(run, ())} for run in {*sources, *wanted}}
+    recorded: Recorded = {}
+    for level in _levels(plan):
+        needed = [run for run in level if run.id in read]
+        for batch in _batches(plan, needed, read, {}, MAX_TOKENS, model.anatomy.head):
+            _forward(model, plan, batch, read, recorded, {})
+            for run in batch:
+                for place in dict.fromkeys(wanted.get(run.id, ())):
+                    keep = place in sources.get(run.id, ())
+                    yield run.id, place, recorded[run.id, place] if keep else recorded.pop((run.id, place))
 
 
 def _places_to_record(plan: Plan) -> dict[str, set[Place]]:

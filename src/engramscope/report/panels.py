@@ -39,6 +39,7 @@ class Values:
         n: number of pairs.
         cut, detected: flags.
         quantity: "recovery", "loss" or "effect".
+        scale: half the width of the colour scale, where it is shared with another panel; None for its own.
     """
 
     shown: np.ndarray
@@ -49,10 +50,13 @@ class Values:
     cut: np.ndarray
     detected: np.ndarray
     quantity: str
+    scale: float | None = None
 
     @property
     def limit(self) -> float:
         """Half the width of a colour scale centred at 0: the largest value that is no cut, a recovery at most 1.5."""
+        if self.scale is not None:
+            return self.scale
         open_cells = np.abs(self.shown[~self.cut & np.isfinite(self.shown)])
         largest = float(open_cells.max()) if open_cells.size else 0.0
         return min(max(largest, 0.1), 1.5) if self.quantity in {"recovery", "loss"} else (largest or 1.0)

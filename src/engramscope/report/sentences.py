@@ -66,7 +66,7 @@ def question(study: Study) -> str:
     resolved = section(study.manifest, "study")
     model = model_name(study)
     source = section(resolved, "pairs")
-    origin = source.get("task") or source.get("file")
+    origin = source.get("task") or PurePath(str(source.get("file") or "")).name
     corruption = section(study.manifest, "corruption").get("method") or section(resolved, "corruption").get("method")
     how = _CORRUPTIONS.get(str(corruption), str(corruption)) if corruption else "as given"
     pairs = counted(len(study.pairs), "pair") + (f" of {origin}" if origin else "") + pooled_words(study)
