@@ -79,7 +79,8 @@ def test_the_memory_of_every_site_is_not_underrated(family: str) -> None:
 
 def test_an_infinite_value_is_a_failed_row() -> None:
     cell = Cell("r", "mlp_out", (0,), None, None, "all", "denoise", 1, 0)
-    work = _Work(Scorer(("logit_diff", "prob")), (), {}, self_patch=False, keys=[(0, cell, 0)], same=[0])
+    anatomy, scorer = tiny_model("gpt2").anatomy, Scorer(("logit_diff", "prob"))
+    work = _Work(anatomy, scorer, (), {}, self_patch=False, keys=[(0, cell, 0)], same=[0])
     for value in (math.inf, -math.inf, math.nan):
         outcome = work.outcome(0, _Scores(whole={0: {"logit_diff": value, "prob": 0.5}}))
         assert outcome.status == "failed: logit_diff is not a finite number"

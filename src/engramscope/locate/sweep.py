@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from engramscope.engine.answered import Answered
@@ -74,14 +75,15 @@ class Job:
 
 
 def clean_logits(executor: Executor, pairs: Sequence[Prepared]) -> dict[int, Tensor]:
-    """Next-token logits of the clean runs after the prompt, float32 on the model's device, by pair index."""
+    """Next-token logits of the clean runs after the prompt, by pair index; 16-bit ones widened to float32."""
     runs = {clean_run(pair).id: pair for pair in pairs}
     bases = tuple({run.id: run for run in map(clean_run, pairs)}.values())
     readouts = tuple(Readout(base.id, (len(base.tokens) - 1,)) for base in bases)
     kept: dict[int, Tensor] = {}
     for answered in executor.execute(Plan(bases, (), readouts)):
         for row, run in enumerate(answered.runs):
-            kept[runs[run].index] = answered.logits[row, 0].float()
+            logits = answered.logits[row, 0]
+            kept[runs[run].index] = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return kept
 
 
