@@ -6,11 +6,14 @@ import math
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from engramscope.metrics._base import Metric, Target
 from engramscope.metrics._tokens import next_token_logits, widened
+
+#: numbers of a block: its copies in float64 take 8 bytes each
+_ELEMENTS = 2**21
 
 
 class KL(Metric):
@@ -25,7 +28,7 @@ class KL(Metric):
     effects on it are described and not tested.
 
     Tokens that the clean run gives no probability contribute 0; a token that the clean run allows and this run does not
-    (logit -inf) gives inf. Computed one row at a time in float64 where the device has it, because the divergence of
+    (logit -inf) gives inf. Computed in float64 where the device has it, because the divergence of
     nearby distributions is of second order in their difference and drowns in float32 rounding; a result that rounds
     below 0 is set to 0.
 
@@ -47,19 +50,34 @@ class KL(Metric):
         """
         table = next_token_logits(logits, targets)
         out = torch.empty(len(targets), dtype=widened(table[:0]).dtype, device=table.device)
-        for row, target in enumerate(targets):
-            out[row] = divergence(_clean_logits(target, table[row]), table[row])
+        at_once = max(1, _ELEMENTS // max(1, table.shape[1]))
+        for start in range(0, len(targets), at_once):
+            rows = table[start : start + at_once]
+            # the runs of a pair share the logits of one clean run
+            distinct: dict[int, Tensor] = {}
+            which = []
+            for target, row in zip(targets[start : start + at_once], rows, strict=True):
+                clean = _clean_logits(target, row)
+                distinct.setdefault(id(clean), clean)
+                which.append(id(clean))
+            place = {key: number for number, key in enumerate(distinct)}
+            clean_rows = torch.stack([clean.to(table.device) for clean in distinct.values()])
+            index = torch.tensor([place[key] for key in which], device=table.device)
+            out[start : start + at_once] = divergence(clean_rows, rows, index)
         return out
 
 
-def divergence(clean: Float[Tensor, " vocab"], other: Float[Tensor, " vocab"]) -> Float[Tensor, ""]:
-    """`KL(softmax(clean) ‖ softmax(other))` in nats, at least 0; NaN in either gives NaN."""
+def divergence(
+    clean: Float[Tensor, "distinct vocab"], other: Float[Tensor, "rows vocab"], which: Int[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """`KL(softmax(clean[which]) ‖ softmax(other))` in nats, at least 0; NaN in either gives NaN."""
     wide = torch.float64 if other.device.type != "mps" else torch.float32  # MPS has no float64
-    log_p = torch.log_softmax(clean.to(device=other.device, dtype=wide), dim=0)
-    log_q = torch.log_softmax(other.to(wide), dim=0)
+    log_p = torch.log_softmax(clean.to(wide), dim=1)
     p = log_p.exp()
+    difference = log_p[which] - torch.log_softmax(other.to(wide), dim=1)
+    weight = p[which]
     # 0 · (−inf − …) is NaN, its limit is 0
-    return torch.where(p == 0, torch.zeros_like(p), p * (log_p - log_q)).sum().clamp(min=0.0)
+    return torch.where(weight == 0, torch.zeros_like(weight), weight * difference).sum(dim=1).clamp(min=0.0)
 
 
 def _clean_logits(target: Target, row: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
