@@ -65,3 +65,14 @@ def test_a_least_number_without_the_filter_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("known = true, ", ""), encoding="utf-8")
     with pytest.raises(InputError, match="known = true"):
         run_study(path, tmp_path / "out")
+
+
+def test_a_span_that_no_pair_has_is_said_once_with_counts(tmp_path: Path) -> None:
+    path = _study(tmp_path, 6)
+    text = path.read_text(encoding="utf-8").replace("[[sweep]]", 'corruption = { method = "gaussian" }\n[[sweep]]')
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        run_study(path, tmp_path / "out")
+    (fault,) = caught.value.faults
+    assert "'subject'" in fault
+    assert fault.endswith("The same holds for all 8 pairs.")

@@ -109,14 +109,26 @@ def rewrite_pairs(pairs: PairSet, corruption: Corruption) -> PairSet:
         PairsError: every pair that lacks what the corruption needs.
     """
     kept, faults = [], []
+    kinds: dict[str, int] = {}
     for pair in pairs:
         try:
             kept.append(corruption.rewrite(pair))
         except PairsError as error:
-            faults.extend(error.faults)
+            for fault in error.faults:
+                kind = fault.replace(f"Pair {pair.id!r}", "Pair", 1)
+                kinds[kind] = kinds.get(kind, 0) + 1
+                if kinds[kind] == 1:
+                    faults.append((kind, fault))
     if faults:
-        raise PairsError(shortened(faults))
+        raise PairsError(shortened([f"{fault}{_times(kinds[kind], len(pairs))}" for kind, fault in faults]))
     return PairSet(tuple(kept), pairs.name)
+
+
+def _times(count: int, pairs: int) -> str:
+    """Of how many pairs a fault is said once."""
+    if count == 1:
+        return ""
+    return f" The same holds for all {pairs} pairs." if count == pairs else f" So it is in {count} of {pairs} pairs."
 
 
 def clean_run(pair: Prepared, continuation: tuple[int, ...] = ()) -> BaseRun:
