@@ -30,7 +30,7 @@ ORDER = [
     {"study_inputs"},
     {"study_steps"},
     {"study", "patching"},
-    {"demo", "practices", "recommendation", "comparison"},
+    {"demo", "practices", "recommendation", "comparison", "replications"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

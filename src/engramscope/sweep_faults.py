@@ -80,9 +80,7 @@ def tracing_faults(sweep: SweepSection, corruption: Corruption) -> list[str]:
     if sweep.severed is not None:
         faults.append(f"{where} receivers and severed are two ways of cutting paths; use one of them.")
     if corruption.level == "activation":
-        faults.append(
-            f"{where} paths need a corrupted run for the sender's values; this corruption makes none."
-        )
+        faults.append(f"{where} paths need a corrupted run for the sender's values; this corruption makes none.")
     return faults
 
 

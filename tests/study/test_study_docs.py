@@ -19,9 +19,7 @@ from engramscope.tasks import TASKS, task_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "study.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(
-    r"```toml\n(.*?)```", TEXT + (DOCS / "tracing.md").read_text(encoding="utf-8"), flags=re.DOTALL
-)
+EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT + (DOCS / "tracing.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 SECTIONS = {
     "model": study_file.ModelSection, "pairs": study_file.PairsSection, "corruption": study_file.CorruptionSection,
     "sweep": study_file.SweepSection, "metrics": study_file.MetricsSection, "stats": study_file.StatsSection,
