@@ -166,7 +166,7 @@ def test_every_number_in_the_figures_is_the_number_of_the_table(usual: Path) -> 
     )  # fmt: skip
     assert drawn == seen == len(summary)
     assert figures["sites-denoise"]["metrics"] == figures["layers-denoise"]["metrics"]
-    assert figures["residual-denoise"]["rows"][2] == "2  Lennox | absence"
+    assert figures["residual-denoise"]["rows"][2] == "2  Lennox* | absence"  # a token of the subject
     assert figures["residual-denoise"]["columns"] == ["0", "1", "2", "3", "4", "5"]
 
 

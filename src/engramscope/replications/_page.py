@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from engramscope.replications._record import tally_sentence, verdict_sentence
+from engramscope.report.small_page import render_page
 from engramscope.results.atomic import write_text
 
 #: verdict -> (severity of the report's style, sign)
@@ -28,21 +25,14 @@ def write_page(path: Path, record: Mapping[str, Any]) -> Path:
     Raises:
         ResultsError: the disk refuses.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("engramscope.replications", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = resources.files("engramscope.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    text = environment.get_template("replication.html.j2").render(
+    text = render_page(
+        "engramscope.replications",
+        "replication.html.j2",
         record=record,
         icons=_ICONS,
         verdict=verdict_sentence(record),
         tally=tally_sentence(record),
         tags={row["tag"]: row["tag_words"] for row in record["values"]},
-        css=Markup(css),
     )
     write_text(path, text)
     return path

@@ -233,13 +233,17 @@ def _token_labels(positions: list[int], study: Study) -> tuple[list[str], str]:
         return [str(position) for position in positions], ""
     first = used.iloc[0]
     clean, corrupted = strings(first["clean_tokens"]), strings(first.get("corrupted_tokens"))
+    roles = strings(first.get("roles"))
     labels = []
     for position in positions:
         token = shortened(token_text(clean[position]), 16) if position < len(clean) else ""
         other = corrupted[position] if len(corrupted) == len(clean) and position < len(clean) else None
         changed = other is not None and other != clean[position]
-        labels.append(f"{position}  {token}" + (f" | {shortened(token_text(other), 12)}" if changed else ""))
-    note = f"Tokens are those of the pair {first['pair']}, clean | corrupted where the two differ."
+        # as in the figures of Meng et al.
+        star = "*" if position < len(roles) and roles[position].startswith("subject") else ""
+        labels.append(f"{position}  {token}{star}" + (f" | {shortened(token_text(other), 12)}" if changed else ""))
+    starred = ", the subject's with a star" if any(role.startswith("subject") for role in roles) else ""
+    note = f"Tokens are those of the pair {first['pair']}, clean | corrupted where the two differ{starred}."
     return labels, note if len(used) > 1 else note.replace("those of", "of")
 
 
