@@ -32,12 +32,19 @@ def parse_options(kind: str, name: str, model: type[Options], given: Mapping[str
         faults: dict[str, str] = {}
         for item in error.errors(include_url=False):
             # of the branches of a union, and of the items of a list, the first says enough
-            faults.setdefault(str(item["loc"][0]), _sentence(item, f"{kind} {name!r}", known))
+            faults.setdefault(_place(item), _sentence(item, f"{kind} {name!r}", known))
         raise StudyError(list(faults.values())) from None
 
 
+def _place(item: Any) -> str:
+    """The option that is at fault; empty where it is several of them together."""
+    return str(item["loc"][0]) if item["loc"] else ""
+
+
 def _sentence(item: Any, where: str, known: tuple[str, ...]) -> str:
-    place = str(item["loc"][0])
+    place = _place(item)
+    if not place:  # several options do not go together
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}."
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown option {place!r}{nearest(place, known) if known else '; it has none.'}"
     if item["type"] == "missing":
