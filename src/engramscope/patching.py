@@ -216,6 +216,7 @@ def patch(
         confidence=confidence,
         family_error=family_error,
         resamples=resamples,
+        singles=inputs.singles,
         seed=seed,
     )
     return PatchResult(effects, summary, experiment.excluded, floor, parity)

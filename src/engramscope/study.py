@@ -288,6 +288,7 @@ class _Runner:
             family_error=stats.family_error,
             resamples=stats.resamples,
             interval=stats.interval,
+            singles=self.inputs.singles,
             seed=study.seed,
         )
         self.tell("statistics", 1, 2)

@@ -98,6 +98,13 @@ class SweepSection(_Section):
     receiver_positions: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = "all"
     mlps: Literal["live", "frozen"] = "live"
 
+    @field_validator("receivers")
+    @classmethod
+    def _somebody_receives(cls, names: list[str]) -> list[str]:
+        if not names:
+            raise ValueError("nobody receives; name a receiver, or leave receivers out for an ordinary patch")
+        return names
+
 
 class MetricsSection(_Section):
     """What is measured."""
@@ -208,7 +215,12 @@ def study_toml(raw: Mapping[str, Any]) -> str:
 
 def _toml_lines(section: Mapping[str, Any]) -> list[str]:
     # strings, numbers, booleans and lists of them are written alike in JSON and TOML
-    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items() if value is not None]
+    # … but for one control character that TOML wants escaped
+    return [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
+        for key, value in section.items()
+        if value is not None
+    ]
 
 
 def _distinct(error: ValidationError) -> list[Any]:

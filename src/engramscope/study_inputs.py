@@ -24,12 +24,10 @@ from engramscope.models.load import load_tokenizer
 from engramscope.models.site import is_module_path
 from engramscope.pairs import Pair, PairSet, TokenizedPair, read_pairs
 from engramscope.registry import nearest
+from engramscope.results.schema import SINGLES
 from engramscope.study_file import StudyFile, SweepSection, read_study
 from engramscope.sweep_faults import Sizes, role_faults, site_faults, size_faults_of, tracing_faults
 from engramscope.tasks import TASKS, make_pairs, task_names
-
-#: appended to the name of a sweep of windows for the single layers that are shown beside it
-SINGLES = " (single layers)"
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,17 @@ class Inputs:
     pairs: PairSet
     corruption: Corruption
     sweeps: tuple[SweepSection, ...]
+
+    @property
+    def singles(self) -> dict[str, str]:
+        """For each sweep of windows the sweep that patches its layers one by one, in every other way alike."""
+        found = {}
+        for sweep in self.study.sweep:
+            wanted = sweep.model_copy(update={"name": "", "window": 1, "layers": "each"})
+            alike = [one.name for one in self.sweeps if one.model_copy(update={"name": ""}) == wanted]
+            if sweep.window > 1 and alike:
+                found[sweep.name] = alike[0]
+        return found
 
     @property
     def resolved(self) -> dict[str, Any]:

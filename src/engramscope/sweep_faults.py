@@ -69,6 +69,10 @@ def tracing_faults(sweep: SweepSection, corruption: Corruption) -> list[str]:
         )
     elif sweep.as_published and getattr(corruption.options, "draws", 2) < 2:
         faults.append(f"{where} as_published takes severed values from another draw, so draws must be at least 2.")
+    if sweep.severed is not None and corruption.level == "activation":
+        faults.append(
+            f"{where} severed holds modules at what they are in the corrupted run; this corruption makes none."
+        )
     if not sweep.receivers:
         given = sorted({"receiver_positions", "mlps"} & sweep.model_fields_set)
         return faults + [f"{where} {name} says nothing without receivers." for name in given]

@@ -51,6 +51,17 @@ def test_cells_that_only_one_has_and_cuts_take_no_part() -> None:
     assert {(item["sweep"], item["common"]) for item in rows} == {("mlp", 0), ("other", 0)}
 
 
+def test_a_recovery_and_an_effect_are_compared_as_effects() -> None:
+    one = _table([0.1, 0.9, 0.5], [], effect=0.0)
+    one["effect"] = [1.0, 2.0, 3.0]
+    other = _table([-5.0, 4.0, 1.0], [], estimate_kind="effect")
+    other["effect"] = [1.5, 2.0, 9.0]
+    (row,) = compare_cells(one, other)
+    assert row["correlation"] == pytest.approx(1.0)
+    assert row["widest"]["layer"] == 2
+    assert row["widest"]["shown"] == "effect"
+
+
 def _study(folder: Path, model: str, **corruption: Any) -> Path:
     path = folder / f"{model}.toml"
     folder.mkdir(parents=True, exist_ok=True)

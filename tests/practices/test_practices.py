@@ -28,7 +28,8 @@ def _summary(recoveries: dict[str, list[float]], **columns: Any) -> pd.DataFrame
     """Heads of one layer per metric; a head is 2-SD detected above 0.5 in size, corrected above 0.2."""
     rows = [
         {
-            "metric": metric, "layer": 0, "head": head, "recovery": value, "effect": 2 * value, "cut": False,
+            "metric": metric, "layer": 0, "head": head, "recovery": value, "cut": False,
+            "effect": -2 * value if metric == "kl" else 2 * value,
             "two_sd": abs(value) > 0.5, "detected": metric != "kl" and abs(value) > 0.2,
             "p_adjusted": None if metric == "kl" else 0.5, "q": None if metric == "kl" else 0.01 / (abs(value) + 1e-9),
         }
@@ -49,6 +50,12 @@ def test_lists_keep_their_signs_and_are_ordered_by_size() -> None:
     assert not by_rule["kl", "max_t"].tested
     cut = detections(table.assign(cut=table["head"] == 2), "s2", "str")
     assert cut[0].positive == ("0.0",)
+
+
+def test_a_head_without_a_recovery_is_listed_by_the_sign_of_its_effect() -> None:
+    table = _summary({"logit_diff": [0.9, -0.9, 0.0]}).assign(recovery=float("nan"))
+    one = detections(table, "s2", "str")[0]
+    assert (one.positive, one.negative) == (("0.0",), ("0.1",))
 
 
 def test_the_same_heads_with_other_signs_are_no_agreement() -> None:

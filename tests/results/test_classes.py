@@ -87,6 +87,14 @@ def test_what_is_a_cut_or_failed_does_not_enter(effects: pd.DataFrame) -> None:
     assert table.loc[1, "further"]["mean"] == pytest.approx(kept.effect.mean(), abs=1e-12)
 
 
+def test_what_is_a_cut_in_every_prompt_has_no_mean(effects: pd.DataFrame) -> None:
+    spoiled = effects.copy()
+    spoiled.loc[(spoiled.position_role == "last") & (spoiled.layer == 2), "cut"] = True
+    table = class_effects(spoiled, resamples=100).set_index(["layer", "role"])
+    assert np.isnan(table.loc[2, "last"]["mean"])
+    assert not np.isnan(table.loc[1, "last"]["mean"])
+
+
 def test_clusters_widen_the_interval_and_the_seed_fixes_it(effects: pd.DataFrame) -> None:
     one = class_effects(effects, resamples=300, seed=1)
     pd.testing.assert_frame_equal(one, class_effects(effects, resamples=300, seed=1))

@@ -22,8 +22,9 @@ class KnownFacts(Check):
         if not out:
             return self.ok(f"The model knows the answer of all {count(n, 'pair')}.")
         message = (
-            f"The model does not know the answer of {count(out, 'pair')} of {n} ({percent(out / n)}); they are left "
-            "out of everything, as in Meng et al. The result holds for what the model knows."
+            f"The model does not know the answer of {count(out, 'pair')} of {n} ({percent(out / n)}); they are not "
+            "patched and enter no estimate, as in Meng et al.; the scale of noise, means and donors are still taken "
+            "from all pairs. The result holds for what the model knows."
         )
         return [self.finding("note", message, listed(f"{pair}: {reason}" for pair, reason in context.unknown))]
 

@@ -42,12 +42,14 @@ def compare_cells(one: pd.DataFrame, other: pd.DataFrame) -> list[dict[str, Any]
 def _agreement(cells: Frame) -> dict[str, Any]:
     if not len(cells):
         return {"correlation": math.nan, "jaccard": math.nan, "chance": math.nan, "p": math.nan, "widest": None}
-    ranks = cells[["estimate", "estimate_other"]].rank()
+    # a recovery and an effect in units of the metric are no two values of one thing
+    shown = "estimate" if (cells["estimate_kind"] == cells["estimate_kind_other"]).all() else "effect"
+    ranks = cells[[shown, f"{shown}_other"]].rank()
     correlation = float(ranks.corr().iloc[0, 1]) if len(cells) > 2 else math.nan
     detected = [set(cells.loc[cells[column].astype(bool), "_key"]) for column in ("detected", "detected_other")]
     shared = overlap(detected[0], detected[1], len(cells))
-    distance = (cells["estimate"] - cells["estimate_other"]).abs()
-    widest = None if distance.isna().all() else cells.loc[distance.idxmax()].to_dict()
+    distance = (cells[shown] - cells[f"{shown}_other"]).abs()
+    widest = None if distance.isna().all() else {**cells.loc[distance.idxmax()].to_dict(), "shown": shown}
     return {"correlation": correlation, "jaccard": shared.jaccard, "chance": shared.chance, "p": shared.p,
             "widest": widest}  # fmt: skip
 

@@ -104,8 +104,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, str]:
     widest = row["widest"]
     apart = ""
     if widest:
-        direction, kind = str(widest["direction"]), str(widest["estimate_kind"])
-        values = [amount(widest[key], kind, str(row["metric"]), direction) for key in ("estimate", "estimate_other")]
+        direction, shown = str(widest["direction"]), str(widest["shown"])
+        kind = "effect" if shown == "effect" else str(widest["estimate_kind"])
+        values = [amount(widest[key], kind, str(row["metric"]), direction) for key in (shown, f"{shown}_other")]
         apart = f"{cell_name(widest)}: {values[0]} against {values[1]}"
     shared = f"{row['common']}" if row["common"] == row["either"] else f"{row['common']} of {row['either']}"
     return {
@@ -135,17 +136,20 @@ def _figures(studies: Sequence[Study]) -> list[dict[str, str]]:
         found = [panels_of.get(key) for panels_of in by_key]
         metrics = [name for panel in found if panel for name in panel.metrics]
         for metric in dict.fromkeys(metrics[:1]):
-            drawn = [_drawn(panel, metric, _limit(found, metric)) for panel in found]
+            limit = _limit(found, metric)
+            drawn = [_drawn(panel, metric, limit) for panel in found]
             title = next(panel.title for panel in found if panel)
             made.append({"title": title, "metric": metric_words(metric), "first": drawn[0], "second": drawn[1]})
     return made[:_FIGURES]
 
 
-def _limit(found: Sequence[Panel | None], metric: str) -> float:
-    return max((panel.metrics[metric].limit for panel in found if panel and metric in panel.metrics), default=1.0)
+def _limit(found: Sequence[Panel | None], metric: str) -> float | None:
+    """Half the width of the scale of both; None where they show different quantities, each on its own scale."""
+    both = [panel.metrics[metric] for panel in found if panel and metric in panel.metrics]
+    return max(values.limit for values in both) if len({values.quantity for values in both}) == 1 else None
 
 
-def _drawn(panel: Panel | None, metric: str, limit: float) -> str:
+def _drawn(panel: Panel | None, metric: str, limit: float | None) -> str:
     if panel is None or metric not in panel.metrics:
         return ""
     values: Values = replace(panel.metrics[metric], scale=limit)

@@ -192,8 +192,8 @@ class CutFinder:
             noised: for Gaussian noise, the noised positions of the pair's corrupted prompt.
             answer_tokens: how many tokens of the answer are read, the first after the prompt's last position.
         """
-        if cell.paths is not None or (cell.severed is not None and max(cell.layers) < self._anatomy.n_layers - 1):
-            return False  # all edges but those named, or modules above, go on as in the unpatched run
+        if cell.paths is not None or (cell.severed is not None and not self._ends_the_blocks(cell)):
+            return False  # all edges but those named, or the severed modules, go on as in the unpatched run
         ablated = self._level == "activation"
         positions = cell_positions(cell, pair) if ablated else patched_positions(cell, pair)
         if not positions:
@@ -202,6 +202,10 @@ class CutFinder:
         if key not in self._geometries:
             self._geometries[key] = (pair, self._geometry_of(cell.direction, pair, noised, answer_tokens))
         return self._cut(self._target(cell), positions, self._geometries[key][1])
+
+    def _ends_the_blocks(self, cell: Cell) -> bool:
+        """Whether nothing of a block comes after what the cell restores."""
+        return cell.site == "resid_post" and max(cell.layers) == self._anatomy.n_layers - 1
 
     def _geometry_of(
         self, direction: Direction, pair: TokenizedPair, noised: Sequence[int], answer_tokens: int

@@ -132,7 +132,9 @@ def swap_run(
     run = _derived(cell, base, into, [values] * len(places_of(cell)), run_id)
     if cell.severed is None:
         return CellRun(run, (clean, corrupted), draw.seed)
-    other = corrupted_run(pair, _next_draw(pair, draw), continuation) if cell.other_draw else base
+    # for the noise floor everything is the run's own
+    redrawn = cell.other_draw and not self_patch
+    other = corrupted_run(pair, _next_draw(pair, draw), continuation) if redrawn else base
     severed = DerivedRun(run_id, base.id, (*run.patches, *_severed(cell, into, other.id, anatomy.n_layers)))
     return CellRun(severed, (clean, corrupted, other), draw.seed)
 

@@ -75,12 +75,17 @@ def arms_of(request: Request, variants: Sequence[Variant] | None = None) -> list
     for corruption in CORRUPTIONS:
         windows = [
             {"name": f"MLP windows of {width}" if width > 1 else "MLP layers", "site": "mlp_out", "window": width,
-             "positions": [chosen[0].spans[-1], "last"]}
+             "positions": [_last_of(chosen[0].spans[-1]), "last"]}
             for width in WINDOWS
             if width <= request.n_layers
         ]  # fmt: skip
         made.append(_arm(request, chosen[0], corruption, "windows", windows, METRICS[:2]))
     return made
+
+
+def _last_of(span: str) -> str:
+    """The span's last token; the spans of tasks are of one token each, but for the subject."""
+    return f"{span}_last" if span == "subject" else span
 
 
 def _arm(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engramscope.metrics import get_metric
 from engramscope.results.schema import Frame
 from engramscope.stats.overlap import overlap
 
@@ -51,13 +52,14 @@ def detections(summary: pd.DataFrame, variant: str, corruption: str) -> list[Det
     """By every rule, for every metric, from the summary of a sweep of heads.
 
     `two_sd`: farther than two standard deviations from the mean over all heads (Zhang & Nanda 2023). `max_t`: adjusted
-    p at the study's level. `bh`: q at most 0.05. The sign is that of the recovery: a positive head moves
-    towards the clean run.
+    p at the study's level. `bh`: q at most 0.05. The sign is that of the effect, turned round for a metric
+    of which less is better: a positive head helps the answer, also where no recovery is defined.
     """
     found = []
     for metric in dict.fromkeys(summary["metric"]):
         rows: Frame = summary[(summary["metric"] == metric) & ~summary["cut"].astype(bool)]
         tested = bool(rows["p_adjusted"].notna().any())
+        sign = 1.0 if get_metric(str(metric)).higher_is_better else -1.0
         masks = {
             "two_sd": rows["two_sd"].astype(bool),
             "max_t": rows["detected"].astype(bool),
@@ -65,8 +67,8 @@ def detections(summary: pd.DataFrame, variant: str, corruption: str) -> list[Det
         }
         for rule in RULES:
             ordered: Frame = rows[masks[rule].to_numpy()]
-            ordered = ordered.reindex(ordered["recovery"].abs().sort_values(ascending=False).index)
-            heads = [(f"{int(row.layer)}.{int(row.head)}", float(row.recovery)) for row in ordered.itertuples()]
+            ordered = ordered.reindex(ordered["effect"].abs().sort_values(ascending=False).index)
+            heads = [(f"{int(row.layer)}.{int(row.head)}", sign * float(row.effect)) for row in ordered.itertuples()]
             positive = tuple(name for name, value in heads if value > 0)
             negative = tuple(name for name, value in heads if value < 0)
             applies = tested or rule == "two_sd"

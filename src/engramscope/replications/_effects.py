@@ -157,7 +157,9 @@ def profile(table: Table, role: str | None, scale: Scale) -> dict[int, float]:
     Raises:
         NotMeasuredError: no prompt has the role.
     """
-    found = {layer: table.mean(table.columns(layer, role=role), scale) for layer in _layers(table)}
+    places = {layer: table.columns(layer, role=role) for layer in _layers(table)}
+    # what holds by construction is no height of a curve
+    found = {layer: table.mean(columns[~table.cut[columns]], scale) for layer, columns in places.items()}
     known = {layer: value for layer, value in found.items() if not np.isnan(value)}
     if not known:
         raise NotMeasuredError(f"no prompt has a position {role!r}" if role else "no cell has an effect")
@@ -205,7 +207,7 @@ def detection(table: Table, role: str | None = None) -> Detection:
     a head the distance of its furthest cell.
     """
     means = np.array([table.mean(np.array([column]), "effect") for column in range(len(table.cells))])
-    rule = two_sd(means)
+    rule = two_sd(means, cut=table.cut)
     if not rule.sd > 0:
         raise NotMeasuredError("all cells have the same effect, so none can stand out")
     z = (means - rule.mean) / rule.sd

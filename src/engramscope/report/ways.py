@@ -7,14 +7,15 @@ from typing import Any
 
 from engramscope.report.load import Study, records, section
 from engramscope.report.words import joined, role_words
+from engramscope.results.schema import SINGLES
 
 SEVERED: Mapping[str, str] = {"mlp_out": "MLPs severed", "attn_out": "attention severed"}
 
 
 def declared(study: Study, sweep: str) -> Mapping[str, Any]:
-    """The sweep as the study declares it; empty for the single layers that were added beside windows."""
-    sweeps = records(section(study.manifest, "study"), "sweep")
-    return next((one for one in sweeps if one.get("name") == sweep), {})
+    """The sweep as the study declares it; the single layers that were added beside windows as those windows are."""
+    sweeps = {str(one.get("name")): one for one in records(section(study.manifest, "study"), "sweep")}
+    return sweeps.get(sweep) or sweeps.get(sweep.rstrip("'").removesuffix(SINGLES), {})
 
 
 def severed(study: Study, sweep: str) -> str:

@@ -29,7 +29,7 @@ def class_effects(
     `mean = 1/n Σ_prompts [ 1/k Σ_(positions of the class) mean over draws of (metric(patched) - metric(base)) ]`, for
     `prob` under noise the average indirect effect of Meng et al.: tokens of one prompt are not independent, so each
     prompt counts once. Prompts without the class are left out, and positions at which a cell was skipped or is a cut in
-    this prompt.
+    this prompt; what is a cut in every prompt has no mean.
 
     Beside it the average as published: every *token* of the class is a sample, a subject of one token counts as its
     first and its last, and the interval is `±1.96 · std / √n` (n the number of tokens; the original notebook takes one
@@ -51,12 +51,13 @@ def class_effects(
     by_role = effects.assign(position=pd.array([pd.NA] * len(effects), dtype="Int64"))
     parts = []
     for family in families(by_role):
+        effect = np.where(family.cut, np.nan, family.effect)
         names = np.array([(clusters or {}).get(pair, pair) for pair in family.pairs])
         rng = family_rng(family, seed)
-        interval = bootstrap_mean(family.effect, names, rng=rng, confidence=confidence, resamples=resamples)
-        present = ~np.isnan(family.effect)
+        interval = bootstrap_mean(effect, names, rng=rng, confidence=confidence, resamples=resamples)
+        present = ~np.isnan(effect)
         count = present.sum(axis=0)
-        mean = np.divide(np.where(present, family.effect, 0.0).sum(axis=0), count, where=count > 0,
+        mean = np.divide(np.where(present, effect, 0.0).sum(axis=0), count, where=count > 0,
                          out=np.full(len(count), np.nan))  # fmt: skip
         table = family.cells.assign(**family.key, n=count, mean=mean, low=interval.low, high=interval.high)
         parts.append(table.rename(columns={"position_role": "role"}))
@@ -68,7 +69,7 @@ def class_effects(
 
 def _as_published(effects: pd.DataFrame) -> Frame:
     """Every token a sample; see `class_effects`."""
-    whole: Frame = effects[effects["status"] == "ok"]
+    whole: Frame = effects[(effects["status"] == "ok") & ~effects["cut"].fillna(False).astype(bool)]
     rows = whole.rename(columns={"position_role": "role"})
     place = ["pair", "position"]
     tokens = rows.groupby([*_KEY, *place], dropna=False, sort=False)["effect"].mean().reset_index()

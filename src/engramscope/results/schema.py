@@ -41,6 +41,9 @@ EFFECTS = pa.schema(
 #: what identifies a cell of a sweep in the tables (null where a part does not apply)
 CELL = ("sweep", "corruption", "direction", "site", "layer", "head", "position", "position_role", "window")
 
+#: ends the name of the sweep of single layers that is run beside a sweep of windows
+SINGLES = " (single layers)"
+
 #: in the note of a cell that is the mean over several positions, not one patch of all of them
 ROLE_MEAN = "positions of the role, patched one at a time"
 

@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 
 from engramscope.results.effect_scale import UNSIGNED, is_signed, no_effect
-from engramscope.results.schema import ROLE_MEAN, SUMMARY_COLUMNS, Frame
+from engramscope.results.schema import ROLE_MEAN, SINGLES, SUMMARY_COLUMNS, Frame
 from engramscope.stats.correction import benjamini_hochberg
 from engramscope.stats.permutation import sign_flip
 from engramscope.stats.summary import CellSummary, summarise
 
 #: one sweep under one direction and metric: its cells share an axis of a figure
 FAMILY = ("sweep", "corruption", "direction", "metric")
-#: what `study_inputs` calls the single layers that it sets beside a sweep of windows
-_SINGLES = " (single layers)"
 #: states of a cell (`stats.summary.REASONS`) that say more than that its metric is not tested
 _UNTESTED = frozenset({"empty", "cut"})
 _PLACE = ("site", "layer", "head", "position", "position_role", "window")
@@ -89,6 +87,7 @@ def summarise_effects(
     family_error: float = 0.01,
     resamples: int = 10_000,
     interval: Literal["percentile", "bca"] = "bca",
+    singles: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Estimates, intervals and corrected tests for every cell and metric.
@@ -103,6 +102,7 @@ def summarise_effects(
         family_error: the chance allowed of any false detection in the whole table: cells of all sweeps, directions
             and metrics are corrected for one another.
         resamples: of bootstrap and permutation.
+        singles: for each sweep of windows the sweep of its single layers; None to take one of the same site.
         interval: which bootstrap interval is shown as `low`, `high`.
         seed: of the resampling.
 
@@ -115,7 +115,7 @@ def summarise_effects(
     if not parts:
         return pd.DataFrame(columns=list(SUMMARY_COLUMNS))
     tables = [_table(family, study, settings) for family in parts]
-    tables = [_with_singles(table, tables) for table in tables]
+    tables = [_with_singles(table, tables, singles) for table in tables]
     whole = pd.concat(tables, ignore_index=True)[list(SUMMARY_COLUMNS)]
     return _tested_together(whole, parts, settings)
 
@@ -283,7 +283,7 @@ def _estimates(result: CellSummary, interval: str) -> dict[str, Any]:
     }
 
 
-def _with_singles(table: Frame, tables: list[Frame]) -> Frame:
+def _with_singles(table: Frame, tables: list[Frame], singles_of: Mapping[str, str] | None) -> Frame:
     """For windows: the sum of the single-layer estimates over the window, where a sweep has all of its layers.
 
     Of several sweeps of single layers the one that was added for this sweep is asked first.
@@ -296,7 +296,10 @@ def _with_singles(table: Frame, tables: list[Frame]) -> Frame:
     alike = [
         o for o in tables if int(o["window"].iloc[0]) == 1 and all(o[name].iloc[0] == first[name] for name in same)
     ]
-    alike.sort(key=lambda other: not other["sweep"].iloc[0].startswith(first["sweep"] + _SINGLES))
+    if singles_of is not None:
+        # a sweep of the same site may be severed, or a path: no single layers of this one
+        alike = [other for other in alike if other["sweep"].iloc[0] == singles_of.get(str(first["sweep"]))]
+    alike.sort(key=lambda other: not other["sweep"].iloc[0].startswith(first["sweep"] + SINGLES))
     last = max(int(other["layer"].max()) for other in tables if other["layer"].notna().any())
     sums = np.full(len(table), np.nan)
     for other in alike:
