@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engramscope.errors import ResultsError, StudyError
+from engramscope.errors import StudyError
 from engramscope.locate.attention_view import Restore, attention_view, parse_head
 from engramscope.locate.experiment import Progress
 from engramscope.models import Model, load_model
@@ -18,6 +18,7 @@ from engramscope.practices.page import write_page
 from engramscope.practices.windows import window_peaks
 from engramscope.results.atomic import write_text
 from engramscope.results.findings import finite
+from engramscope.results.folders import refuse_occupied
 from engramscope.results.read import read_manifest
 from engramscope.results.schema import Frame
 from engramscope.study import StudyResult, run_study
@@ -89,7 +90,7 @@ def run_practices(
     """
     folder = Path(out)
     ensure_task(task)
-    _refuse_occupied(folder, resume)
+    refuse_occupied(folder, resume)
     held = load_model(model) if isinstance(model, str) else model
     for head in (*heads, *restore):
         parse_head(head, held.anatomy)  # refused before anything is computed
@@ -110,13 +111,6 @@ def run_practices(
     if progress:
         progress("studies", len(arms), len(arms))
     return Practices(folder)
-
-
-def _refuse_occupied(folder: Path, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file; give the name of a folder for the results.")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise ResultsError(f"{folder} is not empty; give a new folder, or go on there with --resume.")
 
 
 def _inputs(arm: Arm, model: Model) -> Inputs:

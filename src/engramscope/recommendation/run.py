@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engramscope.errors import ResultsError
 from engramscope.locate.experiment import Progress
 from engramscope.models import Model, load_model
 from engramscope.pairs import PairSet, read_pairs
@@ -18,6 +17,7 @@ from engramscope.recommendation.page import write_page
 from engramscope.recommendation.words import sentences
 from engramscope.results.atomic import write_text
 from engramscope.results.findings import finite
+from engramscope.results.folders import refuse_occupied
 from engramscope.results.read import read_manifest
 from engramscope.study import StudyResult, run_study
 from engramscope.study_file import parse_study, study_toml
@@ -97,7 +97,7 @@ def recommend_layers(
         InputError: the facts, the model or the folder are at fault.
     """
     folder, path = Path(out), Path(facts)
-    _refuse_occupied(folder, resume)
+    refuse_occupied(folder, resume)
     read_pairs(path)  # what is wrong with the file is said before a model is loaded
     held = load_model(model) if isinstance(model, str) else model
     pairs = pairs_of_facts(path, held.tokenizer, limit, seed)
@@ -114,13 +114,6 @@ def recommend_layers(
     write_text(folder / RESULT, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     write_page(folder, found)
     return Recommendation(folder)
-
-
-def _refuse_occupied(folder: Path, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file; give the name of a folder for the results.")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise ResultsError(f"{folder} is not empty; give a new folder, or go on there with --resume.")
 
 
 def _source(pairs: PairSet, path: Path, limit: int | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from engramscope.replications._page import write_page
 from engramscope.replications._results import ArmResult, Results, ViewResult
 from engramscope.replications._views import as_reason, make_view
 from engramscope.results.atomic import write_json
+from engramscope.results.folders import refuse_occupied
 from engramscope.results.read import read_effects, read_manifest
 from engramscope.study import run_study
 
@@ -155,11 +156,7 @@ def _request(
 
 
 def _refuse_occupied(folder: Path, name: str, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file; give the name of a folder for the results.")
-    there = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
-    if there and not resume:
-        raise ResultsError(f"{folder} is not empty; give a new folder, or go on there with --resume.")
+    refuse_occupied(folder, resume)
     try:
         other = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("name")
     except (OSError, ValueError, AttributeError):
