@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from engramscope import patch
 from engramscope.errors import InputError
 from engramscope.locate.cells import cells_of
 from engramscope.locate.experiment import set_up
-from engramscope.locate.runs import swap_run
+from engramscope.locate.runs import CellRun, swap_run
 from engramscope.models import Model
 from engramscope.pairs import Pair, PairSet
 from engramscope.study_file import SweepSection
@@ -106,9 +105,9 @@ def test_windows_of_states_are_severed_above_their_lowest_layer() -> None:
     )
     (cell,) = cells_of(sweep, model.anatomy, [one.tokens for one in experiment.prepared])
     made = swap_run(cell, experiment.prepared[0], experiment.prepared[0].draws[0], model.anatomy, (), "run")
-    places = [(one.site, one.layer) for one in getattr(made, "run").patches]  # noqa: B009
+    assert isinstance(made, CellRun)
+    places = [(one.site, one.layer) for one in made.run.patches]
     assert places == [("resid_pre", 0), ("resid_pre", 1), *(("mlp_out", layer) for layer in range(3))]
-    assert torch.is_tensor(model.hf.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize(

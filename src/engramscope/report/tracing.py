@@ -22,6 +22,7 @@ from engramscope.report.words import (
     role_order,
     role_words,
 )
+from engramscope.results.schema import Frame
 
 _STATES = ("resid_pre", "resid_mid", "resid_post")
 _TRACED = (*_STATES, "mlp_out", "attn_out")
@@ -97,8 +98,8 @@ def _severed_panels(study: Study, rows: pd.DataFrame) -> list[Panel]:
     """The restored state as it is, and with modules severed, at each position that was severed."""
     cut = [sweep for sweep in _sweeps(study) if severed(study, sweep)]
     found = []
-    mine = rows.loc[rows["sweep"].isin(cut).to_numpy() & rows["layer"].notna().to_numpy()]
-    for (site, role), part in mine.groupby(["site", "position_role"], sort=False):  # type: ignore[misc]
+    mine: Frame = rows.loc[rows["sweep"].isin(cut).to_numpy() & rows["layer"].notna().to_numpy()]
+    for (site, role), part in mine.groupby(["site", "position_role"], sort=False):
         names = [str(name) for name in dict.fromkeys(part["sweep"])]
         plain = _unsevered(rows.loc[~rows["sweep"].isin(cut).to_numpy()], str(site), str(role))
         both = pd.concat([plain.assign(sweep=""), part]) if len(plain) else part
