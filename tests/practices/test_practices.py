@@ -14,10 +14,12 @@ import pytest
 from engramscope import patch
 from engramscope.cli import _run_app
 from engramscope.errors import InputError
+from engramscope.pairs import Pair, PairSet
 from engramscope.practices import run_practices
 from engramscope.practices.arms import Request, arms_of
 from engramscope.practices.detections import agreement, blind_spots, concentration, detections
 from engramscope.practices.page import sentences
+from engramscope.practices.run import targets_of
 from engramscope.practices.windows import window_peaks
 from engramscope.study_file import parse_study, study_toml
 from engramscope.tasks import TASKS
@@ -128,6 +130,15 @@ def test_a_window_without_all_of_its_layers_has_no_ratio() -> None:
     table.loc[(table.window == 1) & (table.layer == 1), "cut"] = True
     row = window_peaks(table).set_index("window").loc[3]
     assert math.isnan(row["ratio"])
+
+
+def test_spans_that_share_text_are_not_both_looked_at() -> None:
+    pair = Pair(
+        id="p", clean="Ann met Bob", correct=(" x",), spans={"who": (0, 7), "first": (0, 3), "last_one": (8, 11)}
+    )
+    apart = Pair(id="q", clean="Ann met Bob", correct=(" x",), spans={"first": (0, 3), "last_one": (8, 11)})
+    assert targets_of(PairSet((pair, apart), "x")) == ["who", "last_one"]
+    assert targets_of(PairSet((apart,), "x")) == ["first", "last_one"]
 
 
 def test_every_arm_is_a_study_and_differs_in_what_it_says() -> None:

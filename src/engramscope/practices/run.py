@@ -12,6 +12,7 @@ from engramscope.errors import StudyError
 from engramscope.locate.attention_view import Restore, attention_view, parse_head
 from engramscope.locate.experiment import Progress
 from engramscope.models import Model, load_model
+from engramscope.pairs import PairSet
 from engramscope.practices.arms import Arm, Request, arms_of
 from engramscope.practices.detections import agreement, blind_spots, concentration, detections, plain
 from engramscope.practices.page import write_page
@@ -179,7 +180,7 @@ def _attention(
     if not looked:
         return {"heads": [], "restored": [], "rows": []}
     pairs = inputs[arm.folder].pairs
-    targets = list(dict.fromkeys(span for pair in pairs for span in pair.spans))
+    targets = targets_of(pairs)
     rows: list[dict[str, Any]] = []
     for corruption in ("str", "gaussian"):
         how = inputs[arm.folder.replace("-str", f"-{corruption}")].corruption
@@ -191,6 +192,20 @@ def _attention(
         together: Frame = summary[summary["layer"].isna()].drop(columns=["layer", "head"])
         rows += [{"corruption": corruption, **one} for one in together.to_dict("records")]
     return {"heads": looked, "restored": restored, "rows": rows}
+
+
+def targets_of(pairs: PairSet) -> list[str]:
+    """Spans that attention can be divided among: of two that share text in some pair the first one."""
+    kept: list[str] = []
+    for span in dict.fromkeys(name for pair in pairs for name in pair.spans):
+        apart = all(
+            pair.spans[span][1] <= pair.spans[other][0] or pair.spans[other][1] <= pair.spans[span][0]
+            for pair in pairs
+            for other in kept
+            if span in pair.spans and other in pair.spans
+        )
+        kept += [span] if apart else []
+    return kept
 
 
 def _chosen(
