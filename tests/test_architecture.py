@@ -30,7 +30,10 @@ ORDER = [
     {"study_inputs"},
     {"study_steps"},
     {"study", "patching"},
+    {"corpus"},
+    {"finetune", "questions"},
     {"demo", "practices", "recommendation", "comparison", "replications"},
+    {"clap"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

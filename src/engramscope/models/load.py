@@ -270,7 +270,7 @@ def _spread(resident_gb: float | None) -> dict[str, Any]:
     try:
         from accelerate.utils import get_max_memory
     except ImportError:
-        raise ModelError('device = "offload" needs the package accelerate: pip install "engramscope[large]".') from None
+        raise ModelError('device = "offload" needs the package accelerate: pip install accelerate.') from None
     room: dict[Any, Any] = dict(get_max_memory())
     if resident_gb is not None:
         room["cpu"] = int(resident_gb * 2**30)
