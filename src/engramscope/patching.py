@@ -22,7 +22,7 @@ from engramscope.results.schema import Frame
 from engramscope.results.summary import cell_label, summarise_effects
 from engramscope.study_file import parse_study
 from engramscope.study_inputs import check_against_model, inputs_of
-from engramscope.study_steps import clusters_of, ensure_parity, recomputed, tokens_of
+from engramscope.study_steps import clusters_of, ensure_base, ensure_parity, recomputed, tokens_of
 
 #: what says how far an estimate is from no effect
 _SCALE = ("estimate", "estimate_kind", "direction")
@@ -103,6 +103,7 @@ def patch(
     receiver_positions: str | Sequence[str] = "all",
     mlps: Literal["live", "frozen"] = "live",
     corruption: str = "str",
+    base: Model | None = None,
     options: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = ("logit_diff",),
     cluster: str = "group",
@@ -136,6 +137,7 @@ def patch(
         receiver_positions: where they receive: "all", "last", or roles and spans by name.
         mlps: with receivers: whether MLPs in between pass the difference on ("live") or not ("frozen").
         corruption: how the corrupted run is made, a name from `engramscope tasks`.
+        base: with the corruption "base_model", the model before it was trained; `site` may then be `weights:mlp`, too.
         options: of the corruption.
         metrics: names; the first decides which pairs have a gap.
         cluster: what makes pairs dependent: "group", "pair" or the name of a label.
@@ -187,8 +189,9 @@ def patch(
         "patch()",
     )
     inputs = inputs_of(study, "", Path(), pairs)
+    ensure_base(inputs, base)
     tokens = tokens_of(inputs, model.tokenizer)
-    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.site)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)
     cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]
     with float32_products(tf32=tf32):
         experiment = set_up(
@@ -200,6 +203,7 @@ def patch(
             seed=seed,
             executor=executor,
             memory_gb=memory_gb,
+            base_model=base,
             progress=progress,
         )
         effects = _run(experiment, cells, progress)

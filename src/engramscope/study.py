@@ -23,7 +23,7 @@ from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import Chunk, Experiment, Parity, Progress, noise_floor, set_up
 from engramscope.models import Model
 from engramscope.models.selfcheck import self_checks
-from engramscope.provenance import machine, model_facts, model_fingerprints, versions
+from engramscope.provenance import machine, model_facts, versions
 from engramscope.report.load import load
 from engramscope.report.page import write_report
 from engramscope.report.sentences import answer
@@ -32,7 +32,7 @@ from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.results.schema import EFFECTS
 from engramscope.results.store import ResultsFolder
 from engramscope.results.summary import summarise_effects
-from engramscope.study_inputs import Inputs, all_cells, check_against_model, read_inputs, token_faults
+from engramscope.study_inputs import Inputs, all_cells, base_of, check_against_model, read_inputs, token_faults
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def run_study(
     resume: bool = False,
     executor: Kind | None = None,
     model: Model | None = None,
+    base: Model | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Run a study and write its results folder.
@@ -87,6 +88,7 @@ def run_study(
         resume: go on where an interrupted run stopped; the table ends up the same.
         executor: instead of the one that the study file names; the numbers are the same.
         model: the study's model where it is in memory already, so that several studies load it once.
+        base: the same for the model before training, where two models are compared.
         progress: called with (what, done, total).
 
     Returns:
@@ -106,8 +108,13 @@ def run_study(
         tell("loading the model", 0, 1)
         model = steps.load(inputs)
         tell("loading the model", 1, 1)
+    if base is None and base_of(inputs.corruption)[0]:
+        tell("loading the base model", 0, 1)
+        base = steps.load_base(inputs)
+        tell("loading the base model", 1, 1)
+    steps.ensure_base(inputs, base)
     with float32_products(tf32=inputs.study.run.tf32):
-        return _Runner(inputs, model, Path(out), tell).run(resume)
+        return _Runner(inputs, model, base, Path(out), tell).run(resume)
 
 
 def check_study(study: Path | str, *, progress: Progress | None = None) -> list[Finding]:
@@ -134,7 +141,7 @@ def check_study(study: Path | str, *, progress: Progress | None = None) -> list[
     tell("loading the model", 0, 1)
     model = steps.load(inputs)
     tell("loading the model", 1, 1)
-    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.site)
+    check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)
     return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model), ("pairs", "tokens", "model"))
 
 
@@ -160,8 +167,8 @@ class _Kept:
 class _Runner:
     """One run of a study; holds what its steps share."""
 
-    def __init__(self, inputs: Inputs, model: Model, out: Path, tell: Progress) -> None:
-        self.inputs, self.model, self.out, self.tell = inputs, model, out, tell
+    def __init__(self, inputs: Inputs, model: Model, base: Model | None, out: Path, tell: Progress) -> None:
+        self.inputs, self.model, self.base, self.out, self.tell = inputs, model, base, out, tell
         self.started = self.begun = datetime.now(UTC)
         self.clock = time.perf_counter()
         self.timings: dict[str, float] = {}
@@ -171,12 +178,12 @@ class _Runner:
 
     def run(self, resume: bool) -> StudyResult:
         tokens = steps.tokens_of(self.inputs, self.model.tokenizer)
-        check_against_model(self.inputs, tokens, self.model.anatomy, self.model.tokenizer, self.model.site)
-        context = steps.audit_context(self.inputs, tokens, self.model.tokenizer, self.model)
+        check_against_model(self.inputs, tokens, self.model.anatomy, self.model.tokenizer, self.model.offers)
+        context = steps.audit_context(self.inputs, tokens, self.model.tokenizer, self.model, self.base)
         steps.refuse(run_checks(context, ("pairs", "tokens", "model")))
         # the last faults of the input show in the baselines: a new folder is not made before them
         experiment = None if resume else self._set_up()
-        with steps.folder_for(self.inputs, self.model, self.out, resume) as folder:
+        with steps.folder_for(self.inputs, steps.prints_of(self.model, self.base), self.out, resume) as folder:
             if resume and self._take_up(folder):
                 return StudyResult(folder.path)
             kept = _Kept()
@@ -212,6 +219,7 @@ class _Runner:
             known=study.pairs.at_least if study.pairs.known else None,
             executor=study.run.executor,
             memory_gb=study.run.memory_gb,
+            base_model=self.base,
             progress=self.tell,
         )
         self._lap("baselines")
@@ -336,7 +344,7 @@ class _Runner:
         corruption = {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)}
         if experiment is not None:
             corruption["level"] = experiment.noise_level
-        prints = self.inputs.fingerprints(model_fingerprints(self.model))
+        prints = self.inputs.fingerprints(steps.prints_of(self.model, self.base))
         facts: dict[str, Any] = {
             "name": study.name,
             "study": self.inputs.resolved,
@@ -350,6 +358,9 @@ class _Runner:
             "self_checks": self.self_checks,
             **self._times(),
         }
+        if self.base is not None:
+            facts["base_model"] = model_facts(self.base)
+            facts["weights"] = steps.moved_weights(self.model, self.base)
         if experiment is not None:
             facts["memory"] = steps.memory_facts(experiment, self.memory_at_start)
             if experiment.unknown is not None:

@@ -159,6 +159,8 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
             if sweep.direction != "noise"
         ]  # fmt: skip
     faults += [fault for sweep in study.sweep if corruption is not None for fault in tracing_faults(sweep, corruption)]
+    if corruption is not None and corruption.level == "weights" and given is None and not base_of(corruption)[0]:
+        faults.append('corruption: the method base_model needs the model before training: base = "gpt2".')
     pairs = given if given is not None else _collect(faults, lambda: _pairs(study, folder))
     if pairs is not None and not len(pairs):
         faults.append("There are no pairs: nothing could be patched.")
@@ -166,6 +168,12 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     if faults or corruption is None or pairs is None:
         raise InputError(faults)
     return Inputs(study, text, pairs, corruption, _with_singles(study.sweep))
+
+
+def base_of(corruption: Corruption) -> tuple[str, str | None]:
+    """Name and revision of the model before training that a corruption asks for; "" where it asks for none."""
+    options = corruption.options.model_dump()
+    return str(options.get("base") or ""), options.get("revision")
 
 
 def check_against_model(
@@ -182,7 +190,7 @@ def check_against_model(
         tokens: its pairs in tokens.
         anatomy: the model's sizes.
         tokenizer: for the messages.
-        site: `Model.site`, which knows what the model does not offer; without it that is not asked.
+        site: `Model.offers`, which knows what the model does not offer; without it that is not asked.
 
     Raises:
         InputError: all faults at once.

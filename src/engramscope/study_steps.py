@@ -17,18 +17,20 @@ from engramscope.audit._base import AuditContext, Finding
 from engramscope.audit._facts import cut_shares
 from engramscope.engine.executor import Kind
 from engramscope.engine.machine import peak_memory
-from engramscope.errors import CheckError, InputError, ModelError, ResultsError, shortened
+from engramscope.errors import CheckError, InputError, ModelError, ResultsError, StudyError, shortened
 from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import Experiment, Parity, check_parity
 from engramscope.locate.prepare import rewrite_pairs
+from engramscope.locate.trained import changed_between
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
+from engramscope.models.weights import distances
 from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
 from engramscope.provenance import model_fingerprints
 from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from engramscope.results.lock import LOCK_NAME
 from engramscope.results.read import read_manifest
 from engramscope.results.store import ResultsFolder, differences
-from engramscope.study_inputs import Inputs, all_cells, size_faults, token_faults
+from engramscope.study_inputs import Inputs, all_cells, base_of, size_faults, token_faults
 
 CELL_KEYS = ["direction", "site", "layer", "head", "position", "position_role"]
 #: the largest difference allowed between a study's cells and the same cells recomputed, by dtype
@@ -48,6 +50,47 @@ def load(inputs: Inputs) -> Model:
         allow_pickle=section.allow_pickle,
         resident_gb=section.resident_gb,
     )
+
+
+def load_base(inputs: Inputs) -> Model:
+    """The model before training that a study is compared with, held as the study's model is."""
+    section = inputs.study.model
+    name, revision = base_of(inputs.corruption)
+    return load_model(
+        name,
+        dtype=section.dtype,
+        device=section.device,
+        revision=revision,
+        trust_remote_code=section.trust_remote_code,
+        allow_pickle=section.allow_pickle,
+    )
+
+
+def ensure_base(inputs: Inputs, base: Model | None) -> None:
+    """Refuse a base model that nothing is compared with, and the lack of one.
+
+    Raises:
+        StudyError: says which of the two.
+    """
+    needed = inputs.corruption.level == "weights"
+    if needed and base is None:
+        raise StudyError("The corruption base_model needs the model before training; hand it over as base.")
+    if base is not None and not needed:
+        raise StudyError(
+            f'A base model is compared with by corruption = "base_model", not {inputs.study.corruption.method!r}.'
+        )
+
+
+def prints_of(model: Model, base: Model | None) -> dict[str, Any]:
+    """What the numbers depend on of the study's model, and of the one before training where there is one."""
+    prints = model_fingerprints(model)
+    return prints if base is None else {**prints, "base_weights": base.weight_hash()}
+
+
+def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:
+    """How far the weights of every part moved in training, as plain data."""
+    found = model.remember(f"moved from {base.weight_hash()}", lambda: distances(base.hf, model.hf, model.anatomy))
+    return [{key: None if value != value else value for key, value in asdict(row).items()} for row in found]
 
 
 def tokens_of(inputs: Inputs, tokenizer: Any) -> list[TokenizedPair]:
@@ -81,6 +124,10 @@ def refuse_early(inputs: Inputs, out: Path, resume: bool) -> None:
     _collect(faults, lambda: refuse(run_checks(audit_context(inputs), ("pairs",))))
     _collect(faults, lambda: refuse_occupied(out, resume))
     tokenizer = _collect(faults, lambda: tokenizer_of(inputs))
+    if name := base_of(inputs.corruption)[0]:
+        revision = base_of(inputs.corruption)[1]
+        if not inputs.study.model.trust_remote_code:
+            _collect(faults, lambda: load_config(name, revision=revision))
     if tokenizer is not None:  # else the model is not there, and asking the hub again only takes time
         faults += size_faults_early(inputs)
         tokens = _collect(faults, lambda: tokens_of(inputs, tokenizer))
@@ -149,13 +196,12 @@ def is_scrap(name: str) -> bool:
     return name == LOCK_NAME or (name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX))
 
 
-def folder_for(inputs: Inputs, model: Model, out: Path, resume: bool) -> ResultsFolder:
+def folder_for(inputs: Inputs, prints: Mapping[str, Any], out: Path, resume: bool) -> ResultsFolder:
     """Make the results folder, or take up that of an interrupted run of the same study.
 
     Raises:
         ResultsError: the folder cannot be used; where it is another study's, what differs.
     """
-    prints = model_fingerprints(model)
     digest = inputs.digest(prints)
     if not resume:
         return ResultsFolder.create(out, inputs.text, digest, inputs.resolved)
@@ -178,6 +224,8 @@ def _what_changed(out: Path, now: dict[str, Any]) -> list[str]:
         found.append(f"Changed: the pairs ({shown})." if other else "Changed: the order of the pairs.")
     elif old is not None and list(old) != list(now["pairs"]):
         found.append("Changed: the order of the pairs.")
+    if prints.get("base_weights") != now.get("base_weights"):
+        found.append("Changed: the weights of the model before training.")
     if prints.get("weights") not in (None, now["weights"]):
         found.append(f"Changed: the model's weights ({prints['weights'][:12]}… -> {now['weights'][:12]}…).")
     if isinstance(old := prints.get("configuration"), dict):
@@ -215,7 +263,11 @@ def refuse_other_baselines(folder: Path, experiment: Experiment, tolerance: floa
 
 
 def audit_context(
-    inputs: Inputs, tokens: list[TokenizedPair] | None = None, tokenizer: Any = None, model: Model | None = None
+    inputs: Inputs,
+    tokens: list[TokenizedPair] | None = None,
+    tokenizer: Any = None,
+    model: Model | None = None,
+    base: Model | None = None,
 ) -> AuditContext:
     """What the checks may look at before anything is computed."""
     cells = None
@@ -229,6 +281,7 @@ def audit_context(
         anatomy=None if model is None else model.anatomy,
         cells=cells,
         sweeps=inputs.sweeps,
+        changed=None if model is None or base is None else changed_between(model, base),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from engramscope.corruptions._base import Corruption
 from engramscope.locate.paths import SENDERS, receiver_faults
-from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, SITES, is_module_path
+from engramscope.models.site import HEAD_SITES, KV_SITES, SITES, exists_once, is_module_path, is_weights
 from engramscope.pairs import TokenizedPair
 from engramscope.registry import nearest
 from engramscope.study_file import SweepSection
@@ -35,16 +35,20 @@ def site_faults(sweep: SweepSection) -> list[str]:
     faults = []
     if is_module_path(sweep.site) and "." not in sweep.site and not _could_be_module(sweep.site):
         faults.append(f"Sweep {sweep.name!r}: unknown site {sweep.site!r}{nearest(sweep.site, SITES)}")
-    if not is_module_path(sweep.site) and sweep.site not in HEAD_SITES and sweep.heads != "all":
+    named = not is_module_path(sweep.site) and not is_weights(sweep.site)
+    if named and sweep.site not in HEAD_SITES and sweep.heads != "all":
         faults.append(
             f"Sweep {sweep.name!r}: site {sweep.site!r} has no heads, so heads must be left out "
             f"(sites with heads: {', '.join(site for site in SITES if site in HEAD_SITES)})."
         )
     if is_module_path(sweep.site) and sweep.heads != "all":
         faults.append(f"Sweep {sweep.name!r}: the output of a module is not split into heads; leave heads out.")
-    once = sweep.site in GLOBAL_SITES or (is_module_path(sweep.site) and "{layer}" not in sweep.site)
-    if once and (sweep.layers != "each" or sweep.window > 1):
-        hint = "; write {layer} where its number stands" if is_module_path(sweep.site) else ""
+    if is_weights(sweep.site) and (sweep.positions != "all" or sweep.heads != "all"):
+        faults.append(
+            f"Sweep {sweep.name!r}: weights serve every position and head of a run; leave positions and heads out."
+        )
+    if exists_once(sweep.site) and (sweep.layers != "each" or sweep.window > 1):
+        hint = "" if named else "; write {layer} where its number stands"
         faults.append(
             f"Sweep {sweep.name!r}: site {sweep.site!r} exists once, so layers and window must be left out{hint}."
         )
@@ -58,6 +62,12 @@ def site_faults(sweep: SweepSection) -> list[str]:
 def tracing_faults(sweep: SweepSection, corruption: Corruption) -> list[str]:
     """Severed modules and path patching that the sweep or its corruption does not allow."""
     where, faults = f"Sweep {sweep.name!r}:", []
+    if is_weights(sweep.site) and corruption.level != "weights":
+        faults.append(
+            f'{where} a transplant needs the weights of a second model: corruption method = "base_model" names it.'
+        )
+    if corruption.level == "weights" and (sweep.severed is not None or sweep.receivers):
+        faults.append(f"{where} between two models values are patched as they are; leave severed and receivers out.")
     if sweep.severed is not None and sweep.site not in _STATES:
         faults.append(f"{where} severed goes with a state that is restored ({', '.join(_STATES)}), not {sweep.site!r}.")
     if sweep.as_published and (

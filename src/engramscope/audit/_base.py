@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from engramscope.locate.cells import Cell
+from engramscope.locate.trained import Changed
 from engramscope.models.anatomy import Anatomy
 from engramscope.pairs.pair import PairSet
 from engramscope.pairs.tokenized import TokenizedPair
@@ -62,6 +63,7 @@ class AuditContext:
         noise_floor: metric -> largest effect of patching a run with its own values; None where it was not measured.
         sweeps: the sweeps that are run: those of the study and the single layers that are added beside windows; where
             it is None, those of the study.
+        changed: where the model and the one before training differ; None where there is one model only, or none yet.
     """
 
     study: StudyFile
@@ -78,6 +80,7 @@ class AuditContext:
     unknown: list[tuple[str, str]] = field(default_factory=list)
     noise_floor: Mapping[str, float | None] = field(default_factory=dict)
     sweeps: Sequence[SweepSection] | None = None
+    changed: Changed | None = None
 
     def has(self, needs: Needs) -> bool:
         """Whether the study has come as far as a check with these needs asks."""

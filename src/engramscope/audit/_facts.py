@@ -12,6 +12,7 @@ from engramscope.corruptions._base import Corruption
 from engramscope.locate.cells import Cell
 from engramscope.locate.cuts import CutFinder
 from engramscope.metrics._base import Metric
+from engramscope.models.site import is_weights
 from engramscope.pairs import clusters
 from engramscope.pairs.tokenized import TokenizedPair
 from engramscope.registry import Registry
@@ -95,7 +96,16 @@ def cut_shares(context: AuditContext) -> dict[Cell, float]:
         spans = tuple(sorted((name, tuple(places)) for name, places in pair.clean.spans.items()))
         noised = tuple(pair.corrupted.spans.get(span, ()) for span in named)
         alike[pair.alignment, pair.changed, pair.clean.roles, spans, noised].append(pair)
-    return _shares(CutFinder(context.anatomy, corruption_of(context.study).level), cells, list(alike.values()), named)
+    differs = None if context.changed is None else context.changed.at
+    finder = CutFinder(context.anatomy, corruption_of(context.study).level, differs)
+    patches = [cell for cell in cells if not is_weights(cell.site)]
+    return _lent(context, cells) | _shares(finder, patches, list(alike.values()), named)
+
+
+def _lent(context: AuditContext, cells: Sequence[Cell]) -> dict[Cell, float]:
+    """Transplants that replace everything that training changed restore everything."""
+    changed, lent = context.changed, [cell for cell in cells if is_weights(cell.site)]
+    return {cell: float(changed is not None and changed.lent(cell) == changed.tensors) for cell in lent}
 
 
 def _shares(

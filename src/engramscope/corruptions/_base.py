@@ -14,6 +14,9 @@ from engramscope.engine.plan import Noise
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import TokenizedPair
 
+#: what a corruption changes; see `Corruption.level`
+Level: TypeAlias = Literal["tokens", "embedding", "activation", "weights"]
+
 
 class CorruptionOptions(BaseModel):
     """Options of a corruption, as they stand beside `method` in the study file."""
@@ -28,10 +31,12 @@ class Draw:
     Attributes:
         seed: the number of the draw, counted from 0; the `seed` column of the tables.
         noise: what is added to the token embeddings; None where the tokens themselves differ.
+        model: which model runs it: the one that is studied, or the one that it was before it was trained.
     """
 
     seed: int
     noise: Noise | None = None
+    model: Literal["own", "base"] = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,9 @@ class Corruption(ABC):
 
     Class attributes:
         Options: the pydantic class of its options.
-        level: "tokens" (other tokens), "embedding" (noise on the embeddings) or "activation" (an ablation: no corrupted
-            run at all; the patch writes a value into the clean run, direction `noise` only, recovery undefined).
+        level: "tokens" (other tokens), "embedding" (noise on the embeddings), "activation" (an ablation: no corrupted
+            run at all; the patch writes a value into the clean run, direction `noise` only, recovery undefined) or
+            "weights" (the same prompt in another model).
         alignment: how the two prompts correspond: "equal" (same number of tokens, position by position) or
             "both_ends" (common beginning and common end; the rest has no partner).
         needs_corrupted: pairs must bring their own corrupted prompt.
@@ -98,7 +104,7 @@ class Corruption(ABC):
     """
 
     Options: ClassVar[type[CorruptionOptions]] = CorruptionOptions
-    level: ClassVar[Literal["tokens", "embedding", "activation"]]
+    level: ClassVar[Level]
     alignment: ClassVar[Literal["equal", "both_ends"]] = "equal"
     needs_corrupted: ClassVar[bool] = False
     random: ClassVar[bool] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from engramscope.corruptions._base import Corruption
+from engramscope.corruptions._base import Corruption, Level
 from engramscope.errors import PairsError
 from engramscope.pairs.pair import Pair
 
@@ -32,7 +32,7 @@ class AnswerSwap(Corruption):
     Source: CLAP, arXiv 2504.02976. Deviation: of several answers the first of each kind is appended, all are scored.
     """
 
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "tokens"
+    level: ClassVar[Level] = "tokens"
     alignment: ClassVar[Literal["equal", "both_ends"]] = "both_ends"
 
     def rewrite(self, pair: Pair) -> Pair:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from engramscope.corruptions._base import Corruption, CorruptionOptions, Draw, ModelFacts
+from engramscope.corruptions._base import Corruption, CorruptionOptions, Draw, Level, ModelFacts
 from engramscope.corruptions._moments import pooled_std
 from engramscope.corruptions._random import generator
 from engramscope.engine.plan import Noise
@@ -70,7 +70,7 @@ class Gaussian(Corruption):
     """
 
     Options: ClassVar[type[CorruptionOptions]] = GaussianOptions
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "embedding"
+    level: ClassVar[Level] = "embedding"
     random: ClassVar[bool] = True
 
     def __init__(self, options: CorruptionOptions) -> None:

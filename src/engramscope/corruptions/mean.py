@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from engramscope.corruptions._base import Ablation, Corruption, CorruptionOptions, Mean
+from engramscope.corruptions._base import Ablation, Corruption, CorruptionOptions, Level, Mean
 from engramscope.errors import PairsError
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import TokenizedPair
@@ -44,7 +44,7 @@ class MeanAblation(Corruption):
     """
 
     Options: ClassVar[type[CorruptionOptions]] = MeanOptions
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "activation"
+    level: ClassVar[Level] = "activation"
 
     def __init__(self, options: CorruptionOptions) -> None:
         super().__init__(options)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from engramscope.corruptions._base import Ablation, Corruption, CorruptionOptions, Donor
+from engramscope.corruptions._base import Ablation, Corruption, CorruptionOptions, Donor, Level
 from engramscope.corruptions._random import digest
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import TokenizedPair
@@ -44,7 +44,7 @@ class ResampleAblation(Corruption):
     """
 
     Options: ClassVar[type[CorruptionOptions]] = ResampleOptions
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "activation"
+    level: ClassVar[Level] = "activation"
     random: ClassVar[bool] = True
 
     def __init__(self, options: CorruptionOptions) -> None:

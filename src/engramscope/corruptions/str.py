@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from engramscope.corruptions._base import Corruption, Draw, ModelFacts
+from engramscope.corruptions._base import Corruption, Draw, Level, ModelFacts
 from engramscope.errors import PairsError
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import TokenizedPair
@@ -23,7 +23,7 @@ class SymmetricTokenReplacement(Corruption):
     Source: Zhang & Nanda, arXiv 2309.16042, §2 (symmetric token replacement); the default of every study.
     """
 
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "tokens"
+    level: ClassVar[Level] = "tokens"
     needs_corrupted: ClassVar[bool] = True
 
     def rewrite(self, pair: Pair) -> Pair:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from engramscope.corruptions._base import Ablation, Corruption, Zero
+from engramscope.corruptions._base import Ablation, Corruption, Level, Zero
 from engramscope.pairs.pair import Pair
 from engramscope.pairs.tokenized import TokenizedPair
 
@@ -21,7 +21,7 @@ class ZeroAblation(Corruption):
     Source: the usual definition; its weaknesses in Zhang & Nanda, arXiv 2309.16042, §1.
     """
 
-    level: ClassVar[Literal["tokens", "embedding", "activation"]] = "activation"
+    level: ClassVar[Level] = "activation"
 
     def rewrite(self, pair: Pair) -> Pair:
         """The pair without a corrupted prompt of its own."""

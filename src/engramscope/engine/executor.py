@@ -54,6 +54,10 @@ class Executor:
     _way: Way | None = None
     fallbacks: set[str] = field(default_factory=set, compare=False)
 
+    def whole_forwards(self) -> Executor:
+        """The same model, every run by a forward of its own."""
+        return make_executor(self.model, "reference", self.memory_gb)
+
     def execute(
         self,
         plan: Plan,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -35,11 +35,14 @@ class BaseRun:
         id: unique within the plan.
         tokens: token ids [seq].
         noise: added to the token embeddings, if any.
+        model: which model runs it, where two models of one shape are compared: the one that is studied, or the one
+            that it was before it was trained.
     """
 
     id: str
     tokens: tuple[int, ...]
     noise: Noise | None = None
+    model: Literal["own", "base"] = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Patch:
     """(site, layer, heads, positions) of a run takes its value from `source`.
 
     Attributes:
-        site: a site of the design (`resid_post`, `z`, …) or a module path.
+        site: a site of the design (`resid_post`, `z`, …) or a module path; or the weights of a part (`weights:mlp`),
+            which the run then borrows from the model of its source run, at all positions.
         layer: the block, counted from 0; None for `embed`, `final_norm`, `logits` and module paths.
         heads: heads that are replaced (key/value heads for `k` and `v`); None for all, and for sites without heads.
         positions: token positions in this run; for `pattern`, the query positions (whole rows are replaced).

@@ -9,7 +9,7 @@ from typing import Literal
 
 from engramscope.locate.paths import Paths, parse_receiver
 from engramscope.models.anatomy import Anatomy
-from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, is_module_path
+from engramscope.models.site import HEAD_SITES, KV_SITES, exists_once
 from engramscope.pairs.tokenized import TokenizedPair
 from engramscope.study_file import SweepSection
 
@@ -103,9 +103,7 @@ def _paths(sweep: SweepSection) -> Paths | None:
 
 
 def _layers(sweep: SweepSection, anatomy: Anatomy) -> tuple[int | None, ...]:
-    if sweep.site in GLOBAL_SITES:
-        return (None,)
-    if is_module_path(sweep.site) and "{layer}" not in sweep.site:
+    if exists_once(sweep.site):
         return (None,)
     return tuple(range(anatomy.n_layers)) if sweep.layers == "each" else tuple(sweep.layers)
 

@@ -11,6 +11,7 @@ from engramscope.locate.prepare import Prepared
 from engramscope.locate.runs import places_touched, runs_of_cell
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.offload import is_offloaded
+from engramscope.models.site import is_weights
 
 #: cells and pairs of a piece, at most
 CELLS_PER_CHUNK = 1024
@@ -71,6 +72,8 @@ def chunks_of(
 
 def values_per_run(anatomy: Anatomy, site: str, length: int) -> int:
     """How many numbers a run of `length` tokens holds at a site; for a module path at most the widest of all."""
+    if is_weights(site):
+        return 0
     neurons = anatomy.d_mlp or 4 * anatomy.d_model
     widths = {"mlp_act": neurons, "logits": anatomy.vocab, "pattern": anatomy.n_heads * length}
     heads = dict.fromkeys(("q", "z"), anatomy.n_heads * anatomy.d_head)

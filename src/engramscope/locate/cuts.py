@@ -28,18 +28,20 @@ Source: Zhang & Nanda, arXiv 2309.16042; the guard itself is ours (no other tool
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engramscope.corruptions._base import Level
 from engramscope.locate.cells import Cell, Direction, cell_positions
 from engramscope.models.anatomy import Anatomy
 from engramscope.models.site import GLOBAL_SITES, HEAD_SITES, KV_SITES, is_module_path
 from engramscope.pairs.tokenized import TokenizedPair
 
-Level = Literal["tokens", "embedding", "activation"]
+#: (site, layer) -> whether the value there may differ between two models for equal inputs
+Differs = Callable[[str, int | None], bool]
 
 _Flags: TypeAlias = NDArray[np.bool_]
 _Place: TypeAlias = tuple[str, int | None]
@@ -126,11 +128,13 @@ class CutFinder:
         anatomy: the model's parts.
         level: of the corruption. In ablations ("activation") a cell is a cut if nothing of the run's own prompt reaches
             the read-out any more, and inert only if no path leads from it to the read-out.
+        differs: where the two runs are those of two models ("weights"), where these differ.
     """
 
-    def __init__(self, anatomy: Anatomy, level: Level = "tokens") -> None:
+    def __init__(self, anatomy: Anatomy, level: Level = "tokens", differs: Differs | None = None) -> None:
         self._anatomy = anatomy
         self._level = level
+        self._models_differ = differs or _nowhere
         self._targets: dict[tuple[str, tuple[int, ...], tuple[int, ...] | None], _Target] = {}
         self._cuts: dict[object, bool] = {}
         # the pair is kept beside its geometry, so that no other pair can come to have its identity
@@ -203,6 +207,18 @@ class CutFinder:
             self._geometries[key] = (pair, self._geometry_of(cell.direction, pair, noised, answer_tokens))
         return self._cut(self._target(cell), positions, self._geometries[key][1])
 
+    def inert_in(self, cell: Cell, pair: TokenizedPair, answer_tokens: int = 1) -> bool:
+        """Whether the cell is inert in this pair (`is_inert`), whose prompts are one; False where it patches nothing.
+
+        Args:
+            cell: the cell.
+            pair: the pair.
+            answer_tokens: as for `cut_in`.
+        """
+        positions = patched_positions(cell, pair)
+        readouts = tuple(range(len(pair.clean) - 1, len(pair.clean) - 1 + answer_tokens))
+        return bool(positions) and self.is_inert(cell, pair, (), positions, readouts)
+
     def _ends_the_blocks(self, cell: Cell) -> bool:
         """Whether nothing of a block comes after what the cell restores."""
         return cell.site == "resid_post" and max(cell.layers) == self._anatomy.n_layers - 1
@@ -233,13 +249,16 @@ class CutFinder:
     def _target(self, cell: Cell) -> _Target:
         key = (cell.site, cell.layers, cell.heads)
         if key not in self._targets:
-            self._targets[key] = _resolve(cell, self._anatomy)
+            target = _resolve(cell, self._anatomy)
+            # between two models everything that differs may lie inside one module
+            self._targets[key] = replace(target, closes=target.whole) if self._level == "weights" else target
         return self._targets[key]
 
     def _differs_from_source(self, target: _Target, positions: tuple[int, ...], geometry: _Geometry) -> bool:
         patched = _flags(positions, geometry.length)
 
         def write(site: str, layer: int | None, value: _Flags) -> _Flags:
+            value = value | self._models_differ(site, layer)
             return value & ~patched if target.whole and (site, layer) in target.places else value
 
         end = _propagate(
@@ -269,6 +288,7 @@ class CutFinder:
         seen: dict[_Place, _Flags] = {}
 
         def write(site: str, layer: int | None, value: _Flags) -> _Flags:
+            value = value | self._models_differ(site, layer)
             seen[site, layer] = np.ones_like(value) if self._level == "activation" else value
             return value
 
@@ -396,6 +416,11 @@ def _geometry(
         t for t, place in places.items() if place is None or place != t or any(s < place for s in only_there)
     )
     return _Geometry(tuple(changed), moved, broken, readouts)
+
+
+def _nowhere(site: str, layer: int | None) -> bool:
+    del site, layer
+    return False
 
 
 def _flags(positions: Iterable[int], length: int) -> _Flags:

@@ -10,6 +10,7 @@ import numpy as np
 
 from engramscope.corruptions._base import Corruption
 from engramscope.engine.executor import Executor, Kind, make_executor
+from engramscope.engine.two_models import make_executor_of_two
 from engramscope.errors import PairsError
 from engramscope.locate.cells import Cell
 from engramscope.locate.chunks import Chunk, chunks_of
@@ -21,7 +22,9 @@ from engramscope.locate.rows import rows_of
 from engramscope.locate.runs import Means
 from engramscope.locate.scoring import Scorer
 from engramscope.locate.sweep import Baseline, baselines, run_cells
+from engramscope.locate.trained import Changed, changed_between, ensure_one_tokenizer
 from engramscope.models.model import Model
+from engramscope.models.site import is_weights
 from engramscope.pairs.pair import PairSet
 
 #: pairs whose unpatched runs are computed at a time
@@ -73,6 +76,7 @@ class Experiment:
         scorer: the metrics.
         seed: seed of every random choice.
         unknown: indices of the pairs whose answer the model does not know; None where that was not asked.
+        changed: where the model and its base differ; None where there is one model only.
     """
 
     executor: Executor
@@ -85,13 +89,15 @@ class Experiment:
     scorer: Scorer
     seed: int
     unknown: frozenset[int] | None = None
+    changed: Changed | None = None
     _cuts: CutFinder = field(init=False, repr=False, compare=False)
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
     # means of the cells asked for last: the chunks of one block of cells follow each other
     _means: dict[tuple[Cell, ...], Means] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy, self.corruption.level))
+        differs = None if self.changed is None else self.changed.at
+        object.__setattr__(self, "_cuts", CutFinder(self.model.anatomy, self.corruption.level, differs))
         object.__setattr__(self, "_index", {pair.id: pair.index for pair in self.prepared})
 
     @property
@@ -122,16 +128,40 @@ class Experiment:
     def is_cut(self, pair: Prepared, cell: Cell, metric: str) -> bool:
         """Whether the cell severs every path to what the metric reads, in this pair: from what was changed, or for an
         ablation from the whole prompt."""
-        longest = 1
-        if self.scorer.metrics[metric].scores == "whole_answer":
-            longest = max(len(answer) for answer in pair.tokens.correct)
-        return bool(self._cuts.cut_in(cell, pair.tokens, pair.noised, longest))
+        if is_weights(cell.site):
+            return self.changed is not None and self.changed.lent(cell) == self.changed.tensors
+        return bool(self._cuts.cut_in(cell, pair.tokens, pair.noised, self._read_tokens(pair, metric)))
+
+    def _read_tokens(self, pair: Prepared, metric: str) -> int:
+        whole = self.scorer.metrics[metric].scores == "whole_answer"
+        return max(len(answer) for answer in pair.tokens.correct) if whole else 1
+
+    def _settled(self, pair: Prepared, cell: Cell, seed: int) -> Mapping[str, float] | None:
+        """The scores of a cell that is the one or the other unpatched run by construction, in two models of one shape.
+
+        Nothing that differs is put in place, or everything is. So the numbers are those of the unpatched run to the
+        last bit; a sample of such cells is computed nevertheless, where the study checks itself.
+        """
+        if self.changed is None:
+            return None
+        base = self.base[pair.index]
+        runs = (base.corrupted[seed], base.clean)
+        target, source = runs if cell.direction == "denoise" else runs[::-1]
+        if is_weights(cell.site):
+            nothing, everything = not self.changed.lent(cell), self.is_cut(pair, cell, self.scorer.names[0])
+        else:
+            longest = max(self._read_tokens(pair, name) for name in self.scorer.names)
+            nothing = self._cuts.inert_in(cell, pair.tokens, longest)
+            everything = all(self.is_cut(pair, cell, name) for name in self.scorer.names)
+        return target if nothing else source if everything else None
 
     def run(self, chunk: Chunk, study: str = "") -> dict[str, list[Any]]:
         """Patch and score one chunk; columns of the effects table."""
         pairs = [self.prepared[index] for index in chunk.pairs]
         means = self.means(chunk.cells)
-        outcomes = run_cells(self.executor, chunk.cells, pairs, self.scorer, self.prepared, means)
+        outcomes = run_cells(
+            self.executor, chunk.cells, pairs, self.scorer, self.prepared, means, settled=self._settled
+        )
         return rows_of(
             outcomes,
             {pair.index: pair for pair in pairs},
@@ -166,6 +196,7 @@ def set_up(
     known: int | None = None,
     executor: Kind = "traversal",
     memory_gb: float = 4.0,
+    base_model: Model | None = None,
     progress: Progress | None = None,
 ) -> Experiment:
     """Prepare the pairs, run them unpatched, and name those whose clean–corrupted gap says nothing.
@@ -179,10 +210,13 @@ def set_up(
     the clean run only, so it does not select by the outcome.
 
     Raises:
-        ModelError: the model is in training mode: dropout would be taken for an effect.
+        ModelError: the model is in training mode: dropout would be taken for an effect; or the base model is missing,
+            or no earlier state of it.
         PairsError: faults of pairs, or no pair is left.
     """
-    runner = make_executor(model, executor, memory_gb)
+    runner, changed = _executor_for(model, base_model, executor, memory_gb)
+    if base_model is not None:
+        ensure_one_tokenizer(model, base_model, pairs)
     prepared, how = prepare(model, pairs, corruption, seed)
     scorer = Scorer(tuple(metrics))
     base: dict[int, Baseline] = {}
@@ -207,7 +241,14 @@ def set_up(
     reasons = {**unrunnable, **no_gap}
     excluded = tuple((prepared[index].id, reasons[index]) for index in sorted(reasons))
     asked = None if known is None else frozenset(unknown)
-    return Experiment(runner, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed, asked)
+    return Experiment(runner, how, corruption_name, tuple(prepared), base, used, excluded, scorer, seed, asked, changed)
+
+
+def _executor_for(model: Model, base: Model | None, kind: Kind, memory_gb: float) -> tuple[Executor, Changed | None]:
+    if base is None:
+        return make_executor(model, kind, memory_gb), None
+    changed = changed_between(model, base)
+    return make_executor_of_two(model, base, changed.tensors, kind, memory_gb), changed
 
 
 def noise_floor(experiment: Experiment, cells: Sequence[Cell], count: int) -> dict[str, float]:
@@ -253,7 +294,7 @@ def check_parity(
         tolerance: largest difference allowed.
     """
     worst, values, compared = 0.0, 0, set[tuple[Cell, int]]()
-    reference = make_executor(experiment.model, "reference", experiment.executor.memory_gb)
+    reference = experiment.executor.whole_forwards()
     for cell, pair in _sample(experiment, cells, max(MOST_DRAWS, 10 * count), "parity"):
         if len(compared) >= count:
             break

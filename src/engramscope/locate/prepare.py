@@ -50,7 +50,12 @@ class Prepared:
         return tuple(sorted({position for draw in self.draws if draw.noise for position in draw.noise.positions}))
 
     def shared(self, draw: Draw) -> int:
-        """How many tokens the clean and a corrupted prompt begin with in common, noise counted as a difference."""
+        """How many tokens the clean and a corrupted prompt begin with in common, noise counted as a difference.
+
+        None where they are run by two models.
+        """
+        if draw.model != "own":
+            return 0
         clean, corrupted = self.tokens.clean.ids, self.tokens.corrupted.ids
         first = next((at for at, (p, q) in enumerate(zip(clean, corrupted, strict=False)) if p != q), len(clean))
         return min(first, *draw.noise.positions) if draw.noise and draw.noise.positions else first
@@ -139,7 +144,7 @@ def clean_run(pair: Prepared, continuation: tuple[int, ...] = ()) -> BaseRun:
 def corrupted_run(pair: Prepared, draw: Draw, continuation: tuple[int, ...] = ()) -> BaseRun:
     """A corrupted base run, continued in the same way."""
     kind = f"corrupted{draw.seed}"
-    return BaseRun(_run_id(pair, kind, continuation), pair.tokens.corrupted.ids + continuation, draw.noise)
+    return BaseRun(_run_id(pair, kind, continuation), pair.tokens.corrupted.ids + continuation, draw.noise, draw.model)
 
 
 def _run_id(pair: Prepared, kind: str, continuation: tuple[int, ...]) -> str:

@@ -40,7 +40,7 @@ def rows_of(
 def recovery_of(patched: float, clean: float, corrupted: float) -> float | None:
     """(patched - corrupted) / (clean - corrupted); None where the gap is zero or a value is not finite."""
     gap = clean - corrupted
-    value = (patched - corrupted) / gap if gap != 0 else math.nan
+    value = (patched - corrupted) / gap + 0.0 if gap != 0 else math.nan  # no -0.0
     return value if math.isfinite(value) else None
 
 

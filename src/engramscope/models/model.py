@@ -15,7 +15,8 @@ from engramscope.models.find import Found, Phase, find, without_sites
 from engramscope.models.interface import attention_configs
 from engramscope.models.offload import saved_tensors
 from engramscope.models.probe import SEQ, close, device_of, forward, random_tokens
-from engramscope.models.site import GLOBAL_SITES, SITE_SHAPES, SITES, Port, SiteAccess, is_module_path
+from engramscope.models.site import SITE_SHAPES, SITES, Port, SiteAccess, exists_once, is_module_path, is_weights
+from engramscope.models.weights import tensors_of
 from engramscope.registry import nearest
 
 if TYPE_CHECKING:
@@ -176,13 +177,25 @@ class Model:
             raise SiteError(f"{self.name} does not offer {site}: {self.anatomy.refusals[site]}")
         return self._accesses[site, layer]
 
+    def offers(self, site: str, layer: int | None = None) -> None:
+        """Check that a value can be read and replaced at a site, or that the weights of a part can be transplanted.
+
+        Raises:
+            SiteError: no such site, layer, part or module, or the model does not offer it (says why).
+        """
+        if is_weights(site):
+            self._check_layer(site, layer)
+            tensors_of(self.hf, self.anatomy, site, layer)
+        else:
+            self.site(site, layer)
+
     def shape(self, site: str) -> tuple[str | int, ...]:
         """The shape of a site's value, with the sizes of this model: ("batch", "seq", 12, 64) for `z` of GPT-2.
 
         Raises:
             SiteError: as in `site`.
         """
-        layer = None if site in GLOBAL_SITES or (is_module_path(site) and "{layer}" not in site) else 0
+        layer = None if exists_once(site) else 0
         access = self.site(site, layer)
         if is_module_path(site):
             assert isinstance(access, Port)
@@ -224,9 +237,7 @@ class Model:
         )
 
     def _check_layer(self, site: str, layer: int | None) -> None:
-        count, per_layer = self.anatomy.n_layers, site not in GLOBAL_SITES
-        if is_module_path(site):
-            per_layer = "{layer}" in site
+        count, per_layer = self.anatomy.n_layers, not exists_once(site)
         if per_layer and layer is None:
             raise SiteError(f"Site {site} exists in every layer; say which of the layers 0 to {count - 1} is meant.")
         if not per_layer and layer is not None:

@@ -17,6 +17,12 @@ KV_SITES = frozenset({"k", "v"})
 #: sites that exist once, not once per layer
 GLOBAL_SITES = frozenset({"embed", "final_norm", "logits"})
 
+#: begins the site of a weight transplant: "weights:mlp", "weights:transformer.h.{layer}.attn.c_attn"
+WEIGHTS = "weights:"
+#: parts of a model whose weights go by a name; any module goes by its path
+LAYER_PARTS: tuple[str, ...] = ("block", "attn", "mlp", "norms")
+GLOBAL_PARTS: tuple[str, ...] = ("embed", "final_norm", "head")
+
 #: the shape that each site is declared to have, in the shape words of the design
 SITE_SHAPES: dict[str, tuple[str, ...]] = {
     "embed": ("batch", "seq", "d_model"),
@@ -38,7 +44,20 @@ SITE_SHAPES: dict[str, tuple[str, ...]] = {
 
 def is_module_path(site: str) -> bool:
     """Whether `site` is no named site, and so means a module of the model by its dotted path."""
-    return site not in SITES
+    return site not in SITES and not is_weights(site)
+
+
+def is_weights(site: str) -> bool:
+    """Whether `site` means the weights of a part of the model, which a transplant replaces, and no value of a run."""
+    return site.startswith(WEIGHTS)
+
+
+def exists_once(site: str) -> bool:
+    """Whether a site exists once, not once per layer."""
+    if is_weights(site):
+        part = site.removeprefix(WEIGHTS)
+        return part in GLOBAL_PARTS or (part not in LAYER_PARTS and "{layer}" not in part)
+    return site in GLOBAL_SITES or (is_module_path(site) and "{layer}" not in site)
 
 
 @dataclass(frozen=True, slots=True)

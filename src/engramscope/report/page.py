@@ -19,6 +19,7 @@ from engramscope.report.panels import Panel, panels
 from engramscope.report.plots import figure_data
 from engramscope.report.sentences import answer, model_name, pooled_words, question
 from engramscope.report.tracing import is_tracing, known_words, totals, tracing_panels
+from engramscope.report.training import moved_weights, moved_words
 from engramscope.report.words import counted, metric_words, percent, whole
 from engramscope.results.atomic import write_text
 
@@ -84,6 +85,8 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
         "confidence": percent(study.confidence),
         "totals": totals(study) if is_tracing(study) else [],
         "known": known_words(study),
+        "moved": moved_weights(study),
+        "moved_words": moved_words(study),
         "top": tables.top_components(study),
         "contrast": tables.contrast_rows(study),
         "contrast_groups": [str(group) for group in section(study.findings, "contrast").get("groups", [])],

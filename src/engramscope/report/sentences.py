@@ -36,6 +36,7 @@ _CORRUPTIONS: Mapping[str, str] = {
     "answer": "the wrong answer appended in place of the correct one",
     "zero": "the value set to zero (an ablation)",
     "mean": "the value set to its mean (an ablation)",
+    "base_model": "the same prompts in the model before training",
     "resample": "the value taken from another prompt (an ablation)",
 }
 
@@ -72,6 +73,12 @@ def question(study: Study) -> str:
     pairs = counted(len(study.pairs), "pair") + (f" of {origin}" if origin else "") + pooled_words(study)
     sweeps = joined([_sweep_words(study, sweep) for sweep in dict.fromkeys(study.summary["sweep"])], 6)
     patched = sweeps or "nothing"
+    if corruption == "base_model":
+        base = PurePath(str(section(study.manifest, "base_model").get("name") or "the model before training")).name
+        return (
+            f"Which parts of {model} hold what training changed? Asked with {pairs}, each in {model} (clean) and in "
+            f"{base} (corrupted); put in place: {patched}."
+        )
     return f"Which parts of {model} carry the answer? Asked with {pairs}; corruption: {how}; patched: {patched}."
 
 

@@ -29,6 +29,17 @@ SITE_WORDS: Mapping[str, str] = {
     "final_norm": "final norm",
     "logits": "logits",
 }
+#: begins the site of a weight transplant
+WEIGHTS = "weights:"
+_PART_WORDS: Mapping[str, str] = {
+    "block": "block",
+    "attn": "attention",
+    "mlp": "MLP",
+    "norms": "norms",
+    "embed": "embeddings",
+    "final_norm": "final norm",
+    "head": "head",
+}
 METRIC_WORDS: Mapping[str, str] = {
     "logit_diff": "logit difference",
     "mean_logit_diff": "mean logit difference",
@@ -192,6 +203,8 @@ def cell_words(cell: Mapping[str, Any]) -> str:
     if not missing(head):
         text = f"head {int(head)} of layer {int(layer)}" if not missing(layer) else f"head {int(head)}"  # type: ignore[arg-type]
         text += "" if site == "z" else f" ({name})"
+    elif site.startswith(WEIGHTS):
+        text = weights_words(site, layer)
     elif site not in SITE_WORDS:
         text = (
             f"the module {site}"
@@ -208,12 +221,27 @@ def cell_words(cell: Mapping[str, Any]) -> str:
 def cell_name(cell: Mapping[str, Any]) -> str:
     """A short name of a cell: `L3H5`, `L2 mlp_out`, `L4 resid_post at subject, last`."""
     site, layer, head = str(cell.get("site")), cell.get("layer"), cell.get("head")
-    if site not in SITE_WORDS:
+    if site.startswith(WEIGHTS):
+        part = site.removeprefix(WEIGHTS)
+        text = f"{'' if missing(layer) or '{layer}' in part else f'L{int(layer)} '}weights of {_part(part, layer)}"  # type: ignore[call-overload]
+    elif site not in SITE_WORDS:
         text = site if missing(layer) else module_path(site, layer)
     else:
         number_ = ("" if missing(layer) else f"L{int(layer)}") + ("" if missing(head) else f"H{int(head)}")  # type: ignore[arg-type]
         text = number_ if site == "z" and not missing(head) else f"{number_} {site}".strip()
     return text + place_words(cell) + window_words(cell)
+
+
+def weights_words(site: str, layer: object) -> str:
+    """A part whose weights are transplanted: "the weights of the MLP of layer 2", "the weights of the embeddings"."""
+    part = site.removeprefix(WEIGHTS)
+    named = f"the {_PART_WORDS[part]}" if part in _PART_WORDS else f"the module {_part(part, layer)}"
+    where = "" if missing(layer) or "{layer}" in part else f" of layer {int(layer)}"  # type: ignore[call-overload]
+    return f"the weights of {named}{where}"
+
+
+def _part(part: str, layer: object) -> str:
+    return _PART_WORDS.get(part, part if missing(layer) else module_path(part, layer))
 
 
 def module_path(site: str, layer: object) -> str:
