@@ -1,0 +1,140 @@
+"""The page and the figures of a fine-tuning, from the rows of its history and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from engramscope.finetune.history import COLUMNS
+from engramscope.finetune.words import sentences
+from engramscope.report.small_page import embedded_file, render_page
+from engramscope.report.words import number, seconds, whole
+from engramscope.results.atomic import atomic_file, write_text
+
+_TRAIN, _VALIDATION, _MARK = "#b8762a", "#2166ac", "#5d594f"
+FIGURES = {
+    "loss": "Loss by epoch, on the training and the held-out side",
+    "gradient_norm": "Gradient norm by epoch, before clipping",
+}
+
+
+def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write `figures/*.svg` and `report.html`.
+
+    Raises:
+        ResultsError: the disk refuses.
+    """
+    drawn = {"loss": loss_figure(manifest), "gradient_norm": gradient_figure(manifest)}
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        _save(figure, folder / "figures" / f"{name}.svg")
+    text = render_page(
+        "engramscope.finetune",
+        "report.html.j2",
+        manifest=manifest,
+        name=Path(manifest["model"]["name"]).name,
+        sentences=sentences(manifest),
+        figures=[
+            {"title": FIGURES[name], "source": embedded_file(folder / "figures" / f"{name}.svg")} for name in drawn
+        ],
+        rows=[_row(row) for row in manifest["history"]],
+        settings=[(key, _plain(value)) for key, value in manifest["settings"].items()],
+        columns=COLUMNS,
+        whole=whole,
+        seconds=seconds,
+    )
+    path = folder / "report.html"
+    write_text(path, text)
+    return path
+
+
+def loss_figure(manifest: Mapping[str, Any]) -> Figure:
+    """Training and validation loss by epoch; the best epoch and the overfitting point are marked."""
+    figure, axes = _figure("Loss (nats per token)")
+    rows = manifest["history"]
+    trained = [row for row in rows if row["epoch"] > 0]
+    _line(axes, trained, "train_loss", _TRAIN, "training")
+    _line(axes, rows, "validation_loss", _VALIDATION, "validation")
+    best = next(row for row in rows if row["epoch"] == manifest["best_epoch"])
+    axes.scatter([best["epoch"]], [best["validation_loss"]], s=90, facecolors="none", edgecolors=_VALIDATION,
+                 linewidths=1.4, zorder=4, label=f"best: epoch {best['epoch']}")  # fmt: skip
+    if manifest["overfitting_epoch"] is not None:
+        axes.axvline(manifest["overfitting_epoch"], color=_MARK, linewidth=0.8, linestyle="--",
+                     label="overfitting point")  # fmt: skip
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def gradient_figure(manifest: Mapping[str, Any]) -> Figure:
+    """Mean and largest gradient norm of each epoch's steps."""
+    figure, axes = _figure("Gradient norm")
+    trained = [row for row in manifest["history"] if row["gradient_norm_mean"] is not None]
+    _line(axes, trained, "gradient_norm_mean", _TRAIN, "mean of the epoch")
+    _line(axes, trained, "gradient_norm_max", _MARK, "largest of the epoch", style=":")
+    limit = manifest["settings"]["max_grad_norm"]
+    if limit:
+        axes.axhline(limit, color=_MARK, linewidth=0.7, label=f"clipped to {limit:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str, style: str = "-") -> None:
+    axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], color=colour, linewidth=1.5, marker="o",
+              markersize=3.5, linestyle=style, label=label, gid=key)  # fmt: skip
+
+
+def _figure(ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("Epoch", fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with mpl.rc_context({"svg.hashsalt": "engramscope"}), atomic_file(path) as handle:
+        figure.savefig(handle, format="svg", metadata={"Date": None}, facecolor="white")
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the history as it is shown."""
+    losses = {key: "–" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "validation_loss")}
+    rate = row["learning_rate"]
+    return {
+        "epoch": str(row["epoch"]),
+        "step": whole(row["step"]),
+        **losses,
+        "perplexity": number(row["validation_perplexity"]),
+        "norm": _number(row["gradient_norm_mean"]),
+        "norm_max": _number(row["gradient_norm_max"]),
+        "rate": "–" if rate is None else f"{rate:.3g}",
+        "skipped": str(row["skipped_steps"]),
+        "seconds": seconds(row["seconds"]) if row["epoch"] else "–",
+        "speed": "–" if row["tokens_per_second"] is None else whole(round(row["tokens_per_second"])),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else number(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
