@@ -1,0 +1,82 @@
+"""The page of a corpus: where it comes from, what was dropped, what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engramscope.corpus.clean import DROPPED, NOTED
+from engramscope.corpus.keywords import Analysis
+from engramscope.report.small_page import embedded_file, render_page
+from engramscope.report.words import percent
+from engramscope.results.atomic import write_text
+
+PAGE = "report.html"
+
+
+def write_page(folder: Path, manifest: Mapping[str, Any], analysis: Analysis, figures: Mapping[str, Path]) -> Path:
+    """Write `report.html` into a corpus folder.
+
+    Raises:
+        ResultsError: the disk refuses.
+    """
+    text = render_page(
+        "engramscope.corpus",
+        "corpus.html.j2",
+        manifest=manifest,
+        source=manifest["source"],
+        title=_title(manifest["source"]),
+        sentences=sentences(manifest),
+        funnel=_funnel(manifest["counts"]),
+        noted=[(NOTED[name], number) for name, number in manifest["counts"]["noted"].items() if number],
+        analysis=analysis,
+        figures={name: embedded_file(path) for name, path in figures.items()},
+    )
+    write_text(folder / PAGE, text)
+    return folder / PAGE
+
+
+def sentences(manifest: Mapping[str, Any]) -> list[str]:
+    """What a person is told after the command, each sentence with its numbers."""
+    counts, source, analysis = manifest["counts"], manifest["source"], manifest["analysis"]
+    said = []
+    if source["kind"] == "pubmed":
+        listed = _number(source["listed"], "was", "were")
+        said.append(f"PubMed found {source['found']:,} records; {listed} asked for and {source['fetched']:,} came.")
+        said += [f"PubMed's warning: {warning}." for warning in source["warnings"]]
+    years = f", from {analysis['years'][0]} to {analysis['years'][1]}" if analysis["years"] else ""
+    said.append(
+        f"{counts['rows']:,} abstracts ({analysis['words']:,} words{years}) are left of {counts['read']:,} records."
+    )
+    dropped = [f"{number:,} {DROPPED[why]}" for why, number in counts["dropped"].items() if number]
+    said.append(f"Dropped: {'; '.join(dropped)}." if dropped else "Nothing was dropped.")
+    if analysis["terms"]:
+        terms = ", ".join(
+            f"{one['term']} {one['mentions']:,} in {one['documents']:,} abstracts" for one in analysis["terms"]
+        )
+        said.append(f"Mentions as whole words: {terms}.")
+    if analysis["frequent"]["kind"] == "phrase":
+        said.append(
+            "No record has keywords: the most frequent words and pairs of words of the abstracts stand in for them."
+        )
+    return said
+
+
+def _number(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def _title(source: Mapping[str, Any]) -> str:
+    if source["kind"] == "pubmed":
+        return str(source["query"])
+    names = [str(file["name"]) for file in source["files"]]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _funnel(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """(step, records, share of those read), from what was read to what is left."""
+    read = counts["read"]
+    rows = [("Records read", read), *((f"− {DROPPED[why]}", number) for why, number in counts["dropped"].items()),
+            ("Abstracts in the corpus", counts["rows"])]  # fmt: skip
+    return [(words, number, percent(number / read)) for words, number in rows]
