@@ -40,9 +40,10 @@ KINDS: dict[str, Kind] = {
         "condition",
         _stems(
             "syndrome epilepsy disease disorder encephalopathy sclerosis dysplasia palsy ataxia dystonia migraine "
-            "autism schizophrenia deficiency malformation encephalitis dementia neuropathy lissencephaly heterotopia "
-            "glioma seizure convulsion spasm hemiplegia dyskinesia disability atrophy epilepticus polymicrogyria microcephaly"
+            "autism schizophrenia deficiency malformation encephalitis dementia heterotopia glioma "
+            "seizure convulsion spasm hemiplegia dyskinesia disability atrophy epilepticus neurofibromatosis"
         ),
+        _endings("neuropathy myopathy encephaly gyria plegia"),
     ),
     "drug": Kind(
         "drug",
@@ -69,7 +70,7 @@ KINDS: dict[str, Kind] = {
 }
 
 #: the head of "epilepsy of infancy" stands before the preposition
-_PREPOSITIONS = frozenset({"of", "in", "with", "for", "due", "during", "without", "against"})
+_PREPOSITIONS = frozenset({"of", "in", "with", "for", "due", "during", "without", "against", "type"})
 _GENE = re.compile(r"[A-Z]{2,6}[0-9]{1,2}(?:[A-Z]{1,2}[0-9]{0,2})?")
 #: words that say of the symbol before them that it is a gene
 GENE_CUES = _stems("gene mutation variant")

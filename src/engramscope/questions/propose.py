@@ -13,8 +13,9 @@ import pandas as pd
 from engramscope.errors import InputError
 from engramscope.pairs.pair import PairSet
 from engramscope.questions.abbreviations import could_stand_for
+from engramscope.questions.associations import Associations
 from engramscope.questions.couples import FORMS, Form, SizedFact, draw_couples, pairs_of, size_facts
-from engramscope.questions.facts import Associations, Fact, associative_facts, definitional_facts
+from engramscope.questions.facts import Fact, associative_facts, definitional_facts
 from engramscope.questions.glossary import EXAMPLES, Concept, read_glossary
 from engramscope.questions.terms import Mentions, WantedTerm, collect_terms, find_mentions, read_wanted
 from engramscope.questions.text import Document, Progress, read_documents
@@ -161,14 +162,14 @@ def _not_associated(counts: Associations, least: int) -> Callable[[Fact, Fact], 
 
 def _count_unseen(mentions: Mentions, counts: Associations, dropped: Counter[str]) -> None:
     for number, term in enumerate(mentions.terms):
-        if term.wanted and not counts.sentences[number, number]:
+        if term.wanted and not counts.sentences.alone[number]:
             dropped[f"key term {term.name!r}: not in the corpus"] += 1
 
 
 def _nothing(documents: Sequence[Document], dropped: Counter[str], least: int, agreement: float) -> list[str]:
     reasons = "; ".join(f"{reason} ({times})" for reason, times in dropped.most_common(6))
     return [
-        f"No question could be proposed from {len(documents)} abstracts: {reasons or 'no abbreviation is defined'}.",
+        f"No question could be proposed from {len(documents):,} abstracts: {reasons or 'no abbreviation is defined'}.",
         f"Relax --min-documents {least} or --agreement {agreement:g}, give more --terms, or bring a larger corpus.",
     ]
 
@@ -181,11 +182,10 @@ def _evidence(pairs: PairSet, couples: Sequence[tuple[SizedFact, SizedFact]], co
         against = {}
         if fact.kind == "associative":
             subject, wrong = fact.terms[0], other.fact.terms[1]
-            expected = counts.sentences[subject, subject] * counts.sentences[wrong, wrong] / counts.n_sentences
             against = {
-                "wrong_sentences": int(counts.sentences[subject, wrong]),
-                "wrong_expected_sentences": float(expected),
-                "wrong_documents": int(counts.documents[subject, wrong]),
+                "wrong_sentences": counts.sentences.both(subject, wrong),
+                "wrong_expected_sentences": counts.sentences.expected(subject, wrong),
+                "wrong_documents": counts.documents.both(subject, wrong),
             }
         support = {f"sentence_{n}": example.sentence for n, example in enumerate(fact.examples, start=1)}
         rows.append(

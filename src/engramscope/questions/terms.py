@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,8 @@ from engramscope.registry import nearest
 
 #: abbreviations of fewer characters mean too many things to count as a mention of their long form
 _SHORTEST_SYMBOL = 3
+#: words of fewer letters are not told by their ending
+_SHORTEST_WORD = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +95,21 @@ def collect_terms(
     Args:
         documents: the corpus.
         concepts: abbreviations whose meaning is clear.
-        wanted: the user's key terms; they take the place of a long form that they name.
+        wanted: the user's key terms; they give their name to a long form that they stand for.
         least: in how many documents a word must be called a gene, or occur at all, to be found by its form.
     """
     genes, formed = _words_of_a_kind(documents, least)
-    taken: set[str] = set()
     found: list[Term] = []
     by_name = {name: one for one in concepts for name in (one.short, singular(one.short), meaning(one.long))}
     for term in wanted:
         concept = by_name.get(term.name) or by_name.get(meaning(term.name))
         found.append(_term(term.name, concept, term.kind or ("gene" if term.name in genes else ""), wanted=True))
-    others = [_term(one.short if one.short in genes else one.long, one, "gene" if one.short in genes else "")
-              for one in concepts]  # fmt: skip
-    others += [Term(word, "gene", symbols=(word,)) for word in genes]
-    others += [Term(word, kind_of(word), phrases=(word,)) for word in formed]
-    kept = []
-    for one in (*found, *others):
-        keys = {*one.symbols, *(meaning(phrase) for phrase in one.phrases)}
-        if not keys & taken:
-            kept.append(one)
-        taken |= keys
-    return kept
+    for one in concepts:
+        called = one.short in genes and kind_of(one.long) != "disorder"
+        found.append(_term(one.short if called else one.long, one, "gene" if called else ""))
+    found += [Term(word, "gene", symbols=(word,)) for word in genes]
+    found += [Term(word, kind_of(word), phrases=(word,)) for word in formed]
+    return _merged(found)
 
 
 def find_mentions(documents: Sequence[Document], terms: Sequence[Term], progress: Progress | None = None) -> Mentions:
@@ -183,6 +179,23 @@ def _term(name: str, concept: Concept | None, kind: str, *, wanted: bool = False
     return Term(name, kind or kind_of(concept.long), symbols, concept.spellings, wanted)
 
 
+def _merged(terms: Sequence[Term]) -> list[Term]:
+    """Terms that share a spelling as one, which has the name and kind of the first and every spelling of all."""
+    kept: list[Term] = []
+    place: dict[str, int] = {}
+    for one in terms:
+        keys = [*one.symbols, *map(meaning, one.phrases)]
+        at = next((place[key] for key in keys if key in place), len(kept))
+        if at == len(kept):
+            kept.append(one)
+        else:
+            symbols, phrases = ({*getattr(kept[at], name), *getattr(one, name)} for name in ("symbols", "phrases"))
+            kept[at] = replace(kept[at], symbols=tuple(sorted(symbols)), phrases=tuple(sorted(phrases)))
+        for key in keys:
+            place.setdefault(key, at)
+    return kept
+
+
 def _words_of_a_kind(documents: Sequence[Document], least: int) -> tuple[list[str], list[str]]:
     """Gene symbols that enough documents call a gene, and other words that have the ending of a kind."""
     called: Counter[str] = Counter()
@@ -208,8 +221,9 @@ def _cued(every: Sequence[str]) -> Iterator[str]:
 
 
 def _has_form(word: str) -> bool:
-    # a head word on its own ("syndrome", "cortex") says what kind it is of, and names nothing
+    # a head word on its own ("syndrome", "cortex") says of what kind it is, and names nothing; a medicine is a name
     kind = KINDS.get(kind_of(word))
-    if kind is None or len(word) < 5:
+    if kind is None or len(word) < _SHORTEST_WORD:
         return False
-    return word in kind.heads if kind is KINDS["drug"] else word.endswith(kind.endings) and stem(word) == word
+    named = kind is KINDS["drug"] and word in kind.heads
+    return named or (word.endswith(kind.endings) and stem(word) == word)

@@ -30,7 +30,7 @@ _POINTED = (
     "resp.",
     "spp.",
 )
-_END = re.compile(r"(?<=[.!?])[\"'”’]?\s+(?=[\"'“(\[]?[A-Z0-9Α-Ω])")
+_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’]))\s+(?=[\"'“(\[]?[A-Z0-9Α-Ω])|(?<=[a-z%)]{2}\.)(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W_]+")
 #: an open bracket keeps a sentence open, but only so long: one that is never closed must not swallow the abstract
 _LONGEST = 600
@@ -76,13 +76,14 @@ def sentences(text: str) -> list[str]:
     """The sentences of a text.
 
     A sentence ends at `.`, `!` or `?` before white space and a capital, a digit or an opening quotation mark or
-    bracket, unless the word is a common abbreviation or an initial, or a bracket is still open.
+    bracket, or where the white space was forgotten ("seen.The"); not after a common abbreviation or an initial, nor
+    while a bracket is open.
     """
     found: list[str] = []
     held = ""
     for piece in _END.split(" ".join(text.split())):
         held = f"{held} {piece}" if held else piece
-        if not _goes_on(held):
+        if held and not _goes_on(held):
             found.append(held)
             held = ""
     return [*found, held] if held else found

@@ -19,7 +19,7 @@ def summary(proposal: Proposal, abstracts: int) -> list[str]:
     lines = [f"{told} questions from {abstracts:,} abstracts, both orders of each couple."]
     for kind in kinds:
         pair = next(pair for pair in proposal.pairs if pair.labels["kind"] == kind)
-        lines.append(f"  {pair.clean} …{pair.labels['answer']}, not {pair.labels['wrong_answer']}")
+        lines.append(f"  {pair.clean} … {pair.labels['answer']} (not: {pair.labels['wrong_answer']})")
     if proposal.dropped:
         lines += ["", "Left out:"]
         width = max(len(f"{times:,}") for times in proposal.dropped.values())
