@@ -189,7 +189,7 @@ def patch(
         "patch()",
     )
     inputs = inputs_of(study, "", Path(), pairs)
-    ensure_base(inputs, base)
+    ensure_base(inputs, model, base)
     tokens = tokens_of(inputs, model.tokenizer)
     check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)
     cells = [cell for part in inputs.sweeps for cell in cells_of(part, model.anatomy, tokens)]

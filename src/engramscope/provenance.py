@@ -19,6 +19,11 @@ _NO_MATTER = frozenset({
     "_attn_implementation", "attn_implementation", "_attn_implementation_internal", "auto_map", "architectures",
     "id2label", "label2id",
 })  # fmt: skip
+#: parts of the keys of a configuration that a forward in evaluation does not look at
+_NOT_IN_A_FORWARD = (
+    "drop", "initializer", "token_id", "summary_", "task_", "problem_type", "label", "output_", "return_dict",
+    "checkpointing", "pretraining_tp", "chunk_size", "finetuning",
+)  # fmt: skip
 #: what a tokenizer's file remembers of how it was last called
 _LAST_CALL = frozenset({"padding", "truncation"})
 
@@ -77,6 +82,12 @@ def model_fingerprints(model: Model) -> dict[str, Any]:
         "configuration": _what_matters(_plain_config(model.hf.config)),
         "tokenizer": tokenizer_hash(model.tokenizer),
     }
+
+
+def matters_in_a_forward(model: Model) -> dict[str, Any]:
+    """A configuration without what says nothing of a forward in evaluation: dropout, initialisation, special tokens."""
+    kept = _what_matters(_plain_config(model.hf.config))
+    return {key: value for key, value in kept.items() if not any(word in key for word in _NOT_IN_A_FORWARD)}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

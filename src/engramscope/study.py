@@ -112,7 +112,7 @@ def run_study(
         tell("loading the base model", 0, 1)
         base = steps.load_base(inputs)
         tell("loading the base model", 1, 1)
-    steps.ensure_base(inputs, base)
+    steps.ensure_base(inputs, model, base)
     with float32_products(tf32=inputs.study.run.tf32):
         return _Runner(inputs, model, base, Path(out), tell).run(resume)
 
@@ -141,8 +141,10 @@ def check_study(study: Path | str, *, progress: Progress | None = None) -> list[
     tell("loading the model", 0, 1)
     model = steps.load(inputs)
     tell("loading the model", 1, 1)
+    base = steps.load_base(inputs) if base_of(inputs.corruption)[0] else None
+    steps.ensure_base(inputs, model, base)
     check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)
-    return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model), ("pairs", "tokens", "model"))
+    return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model, base), ("pairs", "tokens", "model"))
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -23,9 +23,9 @@ from engramscope.locate.experiment import Experiment, Parity, check_parity
 from engramscope.locate.prepare import rewrite_pairs
 from engramscope.locate.trained import changed_between
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
-from engramscope.models.weights import distances
+from engramscope.models.weights import distances, ensure_same_shape
 from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
-from engramscope.provenance import model_fingerprints
+from engramscope.provenance import matters_in_a_forward, model_fingerprints
 from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from engramscope.results.lock import LOCK_NAME
 from engramscope.results.read import read_manifest
@@ -66,19 +66,26 @@ def load_base(inputs: Inputs) -> Model:
     )
 
 
-def ensure_base(inputs: Inputs, base: Model | None) -> None:
-    """Refuse a base model that nothing is compared with, and the lack of one.
+def ensure_base(inputs: Inputs, model: Model, base: Model | None) -> None:
+    """Refuse a base model that nothing is compared with, the lack of one, and one that computes in another way.
 
     Raises:
-        StudyError: says which of the two.
+        StudyError: says which of the three.
     """
     needed = inputs.corruption.level == "weights"
     if needed and base is None:
         raise StudyError("The corruption base_model needs the model before training; hand it over as base.")
     if base is not None and not needed:
-        raise StudyError(
-            f'A base model is compared with by corruption = "base_model", not {inputs.study.corruption.method!r}.'
-        )
+        method = inputs.study.corruption.method
+        raise StudyError(f"A base model is compared with by corruption base_model, not by {method!r}.")
+    if base is not None:
+        ensure_same_shape(model.hf, base.hf, (model.name, base.name))
+        old, new = (matters_in_a_forward(one) for one in (base, model))
+        if changed := differences(old, new):
+            shown = "; ".join(changed[:5])
+            raise StudyError(
+                f"{base.name} and {model.name} are not configured alike, so their weights mean other things: {shown}."
+            )
 
 
 def prints_of(model: Model, base: Model | None) -> dict[str, Any]:

@@ -313,6 +313,17 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("warning", AuditContext(study(), pairs(11)), "with 5 clusters p cannot be smaller than 0.0625"),
         case("ok", AuditContext(study(), pairs(12))),
     ],
+    "base_model": [
+        case("note", AuditContext(study({"method": "base_model", "base": "gpt2"}), pairs()), "the base model's"),
+        case(
+            "note",
+            AuditContext(
+                study({"method": "base_model", "base": "gpt2"}, sweep=[{"name": "w", "site": "weights:mlp"}]), pairs()
+            ),
+            "taken apart",
+        ),
+        case("ok", AuditContext(study(), pairs())),
+    ],
     "localisation_is_not_editability": [case("note", AuditContext(study(), pairs()), "mlp_out")],
     "lengths": [
         case("error", with_tokens(in_tokens((1, 2, 3), (1, 2))), "1 pair", "3 against 2 tokens", "| w1| w2|"),

@@ -18,7 +18,7 @@ each_corruption = pytest.mark.parametrize("name", NAMES)
 
 
 def test_ours_are_found_by_name() -> None:
-    assert {"answer", "gaussian", "mean", "resample", "str", "zero"} <= set(NAMES)
+    assert {"answer", "base_model", "gaussian", "mean", "resample", "str", "zero"} <= set(NAMES)
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
@@ -30,7 +30,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
 def test_says_what_it_is(name: str) -> None:
     how = make_corruption(name, {})
     assert describe_corruption(name).endswith(".")
-    assert how.level in {"tokens", "embedding", "activation"}
+    assert how.level in {"tokens", "embedding", "activation", "weights"}
     assert how.alignment in {"equal", "both_ends"}
     assert "Source:" in (type(how).__doc__ or "")
     for option in type(how).Options.model_fields:
