@@ -51,8 +51,12 @@ def run(folder: Path) -> int:
     Returns:
         The exit code: done, at fault, stopped on request, or failed.
     """
+    from transformers.utils import logging as hf_logging
+
     from engramscope.finetune.training import Listener, train
 
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     layout = Layout(folder)
     events = Events(layout.events)
     listener = Listener(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +10,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from engramscope.corpus.keywords import term_pattern
+from engramscope.corpus.text import plain_form
 from engramscope.errors import InputError
 
 Text = Literal["abstract", "title+abstract"]
@@ -24,7 +24,7 @@ class Documents:
     Attributes:
         ids: PMID of each.
         texts: what is learned of each.
-        mentions: for each document and key term whether title or abstract mentions it, `[documents, terms]`.
+        mentions: for each document and key term whether its text mentions it, `[documents, terms]`.
         groups: documents with the same text carry the same number.
         without_text: documents left out because they have none.
     """
@@ -59,17 +59,19 @@ def read_documents(table: pd.DataFrame, text: Text, terms: Sequence[str], limit:
         )
     if limit is not None and limit < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=limit, replace=False))
-    both = [f"{titles.iloc[row]}\n{abstracts.iloc[row]}".strip() for row in rows]
-    texts = tuple(both if text == "title+abstract" else (str(abstracts.iloc[row]) for row in rows))
+    if text == "title+abstract":
+        texts = tuple(f"{titles.iloc[row]}\n{abstracts.iloc[row]}".strip() for row in rows)
+    else:
+        texts = tuple(abstracts.iloc[rows])
     ids = tuple(table["PMID"].iloc[rows].astype(str))
-    return Documents(ids, texts, mentions_of(both, terms), same_text(texts), int((~full).sum()))
+    return Documents(ids, texts, mentions_of(texts, terms), same_text(texts), int((~full).sum()))
 
 
 def mentions_of(texts: Sequence[str], terms: Sequence[str]) -> np.ndarray:
-    """Whether each text mentions each term, `[texts, terms]`: case does not matter, and a word may go on after the term
-    ("seizure" is mentioned by "Seizures", and not by "nonseizure").
+    """Whether each text mentions each term, `[texts, terms]`, whatever its case and also within a word, as the corpus
+    counts it: "Seizures" mentions "seizure".
     """
-    patterns = [re.compile(rf"(?<!\w){re.escape(term.strip())}", re.IGNORECASE) for term in terms]
+    patterns = [term_pattern(term, whole=False) for term in terms]
     return np.array([[bool(one.search(text)) for one in patterns] for text in texts], dtype=bool).reshape(
         len(texts), len(patterns)
     )
@@ -92,7 +94,5 @@ def corpus_hash(documents: Documents) -> str:
 
 
 def _normal(text: str) -> bytes:
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    letters = re.sub(r"[\W_]+", " ", plain).strip()
     # a text of signs alone is compared as it stands
-    return hashlib.sha256((letters or plain).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256((plain_form(text) or text).encode("utf-8", "surrogatepass")).digest()

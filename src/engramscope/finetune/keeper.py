@@ -88,9 +88,7 @@ class Keeper(TrainerCallback):
             )
         self.history.add_step(norm, float(logs["learning_rate"]))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Between two steps: time, a checkpoint if one is due, and an end if one is asked for."""
         now = time.monotonic()
         self.history.seconds += now - self._mark
@@ -106,18 +104,15 @@ class Keeper(TrainerCallback):
         # after the last step of an epoch comes its validation, and a checkpoint after that
         if (asked or due) and not self._ends_epoch(args, state):
             control.should_save = True
-        return control
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """An epoch that was broken off is not an epoch: no validation."""
         if self.stopped and not self._ends_epoch(args, state):
             control.should_evaluate = control.should_save = False
-        return control
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any,
-                    **_: Any) -> None:  # fmt: skip
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
         """The end of an epoch."""
         del args, control
         assert self._tuner is not None

@@ -15,7 +15,8 @@ from engramscope.registry import nearest
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 #: settings that name what is done once, not what is learned: they may differ when a run goes on
 NO_MATTER = frozenset({"device", "keep_checkpoints", "save_minutes", "save_steps", "tokenizer_processes"})
-#: a value without quotes that is no TOML is text
+#: settings that are lists of names, given with commas
+_LISTS = frozenset({"terms", "only", "targets"})
 _Names = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
@@ -171,7 +172,7 @@ def _set_one(values: dict[str, Any], text: str) -> list[str]:
         return [f"--set {text!r} is not of the form key=value, for example --set epochs=3."]
     head, dot, tail = key.partition(".")
     if not dot:
-        values[key] = _value(raw, Settings, key)
+        values[key] = _value(raw, key)
         return []
     if head != "lora":
         return [f"unknown setting {key!r}{nearest(key, known_keys())}"]
@@ -179,13 +180,12 @@ def _set_one(values: dict[str, Any], text: str) -> list[str]:
         return [f"--set {key} is a setting of LoRA; give --lora as well."]
     inner = values["lora"]
     values["lora"] = {**(inner.model_dump() if isinstance(inner, BaseModel) else inner),
-                      tail: _value(raw, LoraSettings, tail)}  # fmt: skip
+                      tail: _value(raw, tail)}  # fmt: skip
     return []
 
 
-def _value(raw: str, model: type[BaseModel], key: str) -> Any:
-    field = model.model_fields.get(key)
-    if field is not None and field.annotation is _Names and not raw.startswith("["):
+def _value(raw: str, key: str) -> Any:
+    if key in _LISTS and not raw.startswith("["):
         return [part.strip() for part in raw.split(",") if part.strip()]
     try:
         return tomllib.loads(f"value = {raw}")["value"]

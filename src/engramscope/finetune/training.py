@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, enable_full_determinism, set_seed
-from transformers.utils import logging as hf_logging
 
 from engramscope.errors import CheckError, ResultsError
 from engramscope.finetune.chunks import Padding
@@ -66,8 +65,6 @@ def train(layout: Layout, listener: Listener) -> bool:
     """
     job = Job.read(layout.job)
     settings = job.settings
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     args = training_arguments(job, layout)
     first = args.process_index == 0
     if first:
