@@ -45,7 +45,7 @@ class FinetuneResult:
 
     def history(self) -> pd.DataFrame:
         """One row per epoch; epoch 0 is the model before training. Losses in nats per predicted token."""
-        return pd.read_csv(self.folder / "history.csv", float_precision="round_trip")
+        return pd.read_csv(self.folder / "history.csv")
 
     def manifest(self) -> dict[str, Any]:
         """What stands in `training.json`."""
