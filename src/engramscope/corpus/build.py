@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engramscope.corpus.clean import Rules, Tally, cleaned_rows
+from engramscope.corpus.articles import Article, Withdrawal
+from engramscope.corpus.clean import Articles, Rules, Tally, cleaned_rows
 from engramscope.corpus.eutils import NCBI, Eutils
 from engramscope.corpus.figures import FOLDER as FIGURES
 from engramscope.corpus.figures import MAKERS, write_figures
@@ -222,18 +223,21 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _passes(source: Source, progress: Progress | None) -> Any:
+def _passes(source: Source, progress: Progress | None) -> Articles:
     """A function that begins a new pass over the source, each with its own name on the progress bar."""
     names = iter(("finding revisions", "cleaning"))
     size = source.size()
+    tell = progress or _silent
 
-    def begin() -> Iterator[Any]:
+    def begin() -> Iterator[Article | Withdrawal]:
         name = next(names)
-        if progress is None:
-            return source.articles()
-        return source.articles(lambda done: progress(name, min(done, size), size))
+        return source.articles(lambda done: tell(name, min(done, size), size))
 
     return begin
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
 
 
 def _nothing(tally: Tally) -> str:

@@ -17,12 +17,12 @@ Articles = Callable[[], Iterator[Article | Withdrawal]]
 
 #: why a record is dropped, in the order in which it is asked
 DROPPED: dict[str, str] = {
-    "older_revision": "an earlier revision, or a repetition, of the same PMID",
+    "older_revision": "earlier revisions, or repetitions, of a PMID",
     "withdrawn": "deleted from MEDLINE by a later file",
     "retracted": "retracted, or the notice of a retraction",
     "other_language": "not in English",
     "no_abstract": "without an abstract",
-    "same_text": "title and abstract as in an earlier record",
+    "same_text": "with title and abstract as in an earlier record",
 }
 #: what the rows that are kept have, or lack
 NOTED: dict[str, str] = {

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from engramscope.corpus.keywords import Analysis
 from engramscope.results.atomic import atomic_file
@@ -82,6 +82,7 @@ def _years(analysis: Analysis) -> Figure | None:
     figure, axes = _axes(6.4, 2.6)
     axes.bar([year for year, _ in analysis.years], [rows for _, rows in analysis.years], 0.85, color=_BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_ylabel("abstracts", color=_SOFT, fontsize=9)
     return figure
@@ -91,6 +92,8 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.tick_params(colors=_INK, labelsize=9)
     return figure, axes
 

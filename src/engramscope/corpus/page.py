@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engramscope.corpus.clean import DROPPED, NOTED
+from engramscope.corpus.figures import MAKERS
 from engramscope.corpus.keywords import Analysis
 from engramscope.report.small_page import embedded_file, render_page
-from engramscope.report.words import percent
 from engramscope.results.atomic import write_text
 
 PAGE = "report.html"
@@ -31,7 +31,7 @@ def write_page(folder: Path, manifest: Mapping[str, Any], analysis: Analysis, fi
         funnel=_funnel(manifest["counts"]),
         noted=[(NOTED[name], number) for name, number in manifest["counts"]["noted"].items() if number],
         analysis=analysis,
-        figures={name: embedded_file(path) for name, path in figures.items()},
+        figures={name: embedded_file(figures[name]) if name in figures else "" for name in MAKERS},
     )
     write_text(folder / PAGE, text)
     return folder / PAGE
@@ -79,4 +79,4 @@ def _funnel(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     read = counts["read"]
     rows = [("Records read", read), *((f"− {DROPPED[why]}", number) for why, number in counts["dropped"].items()),
             ("Abstracts in the corpus", counts["rows"])]  # fmt: skip
-    return [(words, number, percent(number / read)) for words, number in rows]
+    return [(words, number, f"{100 * number / read:.2f} %" if number else "–") for words, number in rows]

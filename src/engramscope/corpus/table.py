@@ -37,4 +37,4 @@ def read_corpus(folder: Path) -> pd.DataFrame:
         raise InputError(f"{file} cannot be read as a corpus table: {error}.") from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise InputError(f"{file} lacks {', '.join(missing)}; a corpus has the columns {', '.join(COLUMNS)}.")
-    return table.loc[:, list(COLUMNS)]
+    return table.loc[:, list(COLUMNS)].astype({"Year": "Int64"})

@@ -17,7 +17,9 @@ _INLINE_TAG = re.compile(
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_TAG_END}", re.IGNORECASE)
 #: only entities that end in a semicolon: "R&D" and "cats&notdogs" stay what they are
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
+#: control characters that are Windows-1252 read as Latin-1: "patient\x92s"; HTML repairs them in the same way
+_MISREAD = {n: bytes([n]).decode("cp1252", "ignore") for n in range(0x80, 0xA0)}
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u200b\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
 _NOT_WORD = re.compile(r"[\W_]+")
 #: markup may be escaped more than once on its way into a record
@@ -25,8 +27,8 @@ _ROUNDS = 3
 
 
 def squeezed(text: str) -> str:
-    """Control characters removed, every run of white space as one space, none at the ends."""
-    return _SPACE.sub(" ", _CONTROL.sub("", text)).strip()
+    """Misread characters repaired, control characters removed, every run of white space as one space, none at the ends."""
+    return _SPACE.sub(" ", _CONTROL.sub("", text.translate(_MISREAD))).strip()
 
 
 def without_markup(text: str) -> str:
