@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,6 +18,8 @@ from engramscope.pairs.readers import read_pairs
 from engramscope.pairs.tokenize import tokenize_pairs
 from engramscope.questions import Proposal, propose, write
 from engramscope.questions.abbreviations import best_long_form
+from engramscope.questions.couples import SizedFact, draw_couples
+from engramscope.questions.facts import Fact
 from engramscope.questions.glossary import read_glossary, singular
 from engramscope.questions.kinds import kind_of, looks_like_gene
 from engramscope.questions.terms import collect_terms, read_wanted
@@ -45,7 +49,7 @@ def is_sound(proposal: Proposal, tokenizer: Any) -> None:
             assert all(ids[: len(before)] == before for ids in whole)
             assert len(whole[0]) == len(whole[1])
             assert (whole[0][len(before)], whole[1][len(before)]) == (correct[0], incorrect[0])
-        assert len(pair.labels["answer"].split()) == len(pair.labels["wrong_answer"].split())
+        assert pair.labels["answer"][0].isupper() == pair.labels["wrong_answer"][0].isupper()
         small = set(stems("a an and as at by for from in of on or the to with without"))
         start, end = pair.spans["subject"]
         assert not set(stems(pair.clean[start:end])) & set(stems(pair.labels["answer"])) - small
@@ -179,6 +183,23 @@ def test_terms_kinds_and_genes() -> None:
     assert [(term.name, term.kind, term.wanted) for term in terms] == [
         ("valproic acid", "drug", True), ("EEG", "", True), ("SCN1A", "gene", False),
     ]  # fmt: skip
+
+
+def test_a_partner_with_the_same_initial_and_as_many_words_is_taken_where_there_is_one() -> None:
+    def sized(short: str, long: str, first: int) -> SizedFact:
+        fact = Fact("definitional", "abbreviation", short, long, "{}", "{}", (0.0, 1.0), {}, ())
+        return SizedFact(fact, f"{short} is", (0, 1), f" {long}", f" {long}", first, 3, ("one form",))
+
+    facts = [
+        sized("TLE", "temporal lobe epilepsy", 1), sized("BMI", "body mass index", 2),
+        sized("TC", "thyroid cancer", 3), sized("TSD", "total sleep duration", 4),
+    ]  # fmt: skip
+    for seed in range(8):
+        couples = draw_couples(facts, 5, lambda one, other: True, np.random.default_rng(seed), Counter())
+        assert [(a.fact.subject, b.fact.subject) for a, b in couples] == [("TLE", "TSD"), ("BMI", "TC")]
+    refused: Counter[str] = Counter()
+    assert draw_couples(facts, 5, lambda one, other: False, np.random.default_rng(0), refused) == []
+    assert sum(refused.values()) == 4
 
 
 def test_key_terms_that_are_not_there_are_said() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engramscope.questions.propose import Proposal, propose
-from engramscope.questions.write import review_path, write
+from engramscope.questions.files import review_path, write
+from engramscope.questions.proposal import Proposal, propose
 
 __all__ = ["Proposal", "propose", "review_path", "write"]

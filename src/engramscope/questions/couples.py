@@ -41,8 +41,8 @@ class SizedFact:
         scored: what is scored: the whole answer in form "answers" or if it is one token, else its first token's text.
         first: id of the answer's first token.
         tokens: number of tokens of the whole answer.
-        form: what two facts of a couple share besides: tokens of the prompt, positions of the subject in it, tokens,
-            words and capitals of the answer, whether its first token is a whole word.
+        form: what two facts of a couple share: relation, tokens of the prompt, positions of the subject in it, tokens
+            of the answer, whether it begins with a capital, and whether the token that is scored alone is a whole word.
     """
 
     fact: Fact
@@ -89,10 +89,10 @@ def draw_couples(
 ) -> list[tuple[SizedFact, SizedFact]]:
     """Facts two by two: of one relation and form, different first tokens, no word of an answer in the other's prompt.
 
-    The strongest fact left takes a partner drawn among the strongest `_DRAWN_AMONG` that fit. In definitional couples
-    an answer with the same first letter is taken where there is one: the abbreviation gives that letter away, and so
-    it tells nothing about which of the two answers is right. No subject and no answer stands in two couples, so couples
-    are about different things.
+    The strongest fact left takes a partner drawn among the strongest `_DRAWN_AMONG` of those that fit best. In
+    definitional couples an answer with the same first letter fits better: the abbreviation gives that letter away, and
+    then it tells nothing about which of the two is right. After that, answers of as many words fit better. No subject
+    and no answer stands in two couples, so couples are about different things.
 
     Args:
         facts: the strongest first.
@@ -121,8 +121,8 @@ def draw_couples(
             other for other in buckets[one.form] if not used & _names(other) and _apart(one, other)
             and fit(one.fact, other.fact)
         ]  # fmt: skip
-        alike = [other for other in others if kind == "definitional" and _initial(other) == _initial(one)]
-        best = (alike or others)[:_DRAWN_AMONG]
+        likeness = [_likeness(one, other) for other in others]
+        best = [other for other, alike in zip(others, likeness, strict=True) if alike == max(likeness)][:_DRAWN_AMONG]
         if not best:
             dropped[f"{kind}: no other of the same form and token length that could be its wrong answer"] += 1
             continue
@@ -169,9 +169,10 @@ def _sized(fact: Fact, form: Form, tokenizer: PreTrainedTokenizerBase) -> SizedF
     scored = answer if form == "answers" or len(ids) == 1 else _piece(read, ids[0], tokenizer)
     if scored is None or (form == "prompts" and not _tells(scored, prompt)):
         return "the answer's first token is a single letter, a small word or no word at all"
-    whole_word = len(ids) == 1 or _tokens_of_word(prompt, answer, tokenizer) == 1
-    shape = (len(fact.answer.split()), fact.answer[0].isupper(), whole_word)
-    form_key = (fact.relation, template, len(read.clean), read.clean.spans[SUBJECT], len(ids), *shape)
+    # of whole answers every token counts, so where their first word ends is no matter
+    whole_word = form == "answers" or len(ids) == 1 or _tokens_of_word(prompt, answer, tokenizer) == 1
+    capital = fact.answer[0].isupper()
+    form_key = (fact.relation, template, len(read.clean), read.clean.spans[SUBJECT], len(ids), capital, whole_word)
     return SizedFact(fact, prompt, span, answer, scored, ids[0], len(ids), form_key)
 
 
@@ -211,8 +212,10 @@ def _content(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in words(text)) - _SMALL
 
 
-def _initial(one: SizedFact) -> str:
-    return one.fact.answer[0].lower()
+def _likeness(one: SizedFact, other: SizedFact) -> tuple[bool, bool]:
+    answers = one.fact.answer, other.fact.answer
+    initials, lengths = ({answer[0].lower() for answer in answers}, {len(answer.split()) for answer in answers})
+    return one.fact.kind == "definitional" and len(initials) == 1, len(lengths) == 1
 
 
 def _names(one: SizedFact) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from engramscope.questions.propose import Proposal
+from engramscope.questions.proposal import Proposal
 
 
 def summary(proposal: Proposal, abstracts: int) -> list[str]:

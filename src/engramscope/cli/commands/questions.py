@@ -39,8 +39,8 @@ def questions(
         from engramscope.corpus.table import read_corpus
         from engramscope.models.load import load_tokenizer
         from engramscope.questions import propose, write
+        from engramscope.questions.files import refuse_unfit
         from engramscope.questions.words import summary
-        from engramscope.questions.write import refuse_unfit
 
         refuse_unfit(out, force=force)
         table = read_corpus(corpus)

@@ -62,9 +62,10 @@ def propose(
     Definitional: abbreviation → long form, by the rule of Schwartz and Hearst (2003). Associative: two terms of
     different kinds that stand together in sentences more often than by chance, by Dunning's log-likelihood ratio
     (1993). The corrupted prompt is the same sentence about another subject, of as many tokens with the subject at the
-    same ones; its answer is the wrong answer: as many tokens and words as the correct one, capital or not like it,
-    another first token. In associative couples each answer stands with the other's subject no more often than by
-    chance, in sentences and in documents, and shares a sentence with it in fewer than `min_documents` documents.
+    same ones; its answer is the wrong answer: as many tokens as the correct one (and as many words, where there is a
+    choice), a capital or none like it, another first token. In associative couples each answer stands with the other's
+    subject no more often than by chance, in sentences and in documents, and shares a sentence with it in fewer than
+    `min_documents` documents.
 
     Args:
         corpus: a corpus table, see `corpus.table`; PMID, Title and Abstract are read.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from engramscope.errors import InputError
 from engramscope.pairs.write import as_row
-from engramscope.questions.propose import Proposal
+from engramscope.questions.proposal import Proposal
 from engramscope.results.atomic import write_text
 
 #: cells that begin with one of these are formulas to a spreadsheet
