@@ -28,6 +28,7 @@ ORDER = [
     {"audit", "report", "provenance", "catalogue", "starter"},
     {"sweep_faults"},
     {"study_inputs"},
+    {"study_base"},
     {"study_steps"},
     {"study", "patching"},
     {"corpus"},

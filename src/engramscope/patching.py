@@ -20,9 +20,10 @@ from engramscope.results.effect_scale import shown
 from engramscope.results.frames import to_xarray
 from engramscope.results.schema import Frame
 from engramscope.results.summary import cell_label, summarise_effects
+from engramscope.study_base import ensure_base
 from engramscope.study_file import parse_study
 from engramscope.study_inputs import check_against_model, inputs_of
-from engramscope.study_steps import clusters_of, ensure_base, ensure_parity, recomputed, tokens_of
+from engramscope.study_steps import clusters_of, ensure_parity, recomputed, tokens_of
 
 #: what says how far an estimate is from no effect
 _SCALE = ("estimate", "estimate_kind", "direction")

@@ -32,6 +32,7 @@ from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.results.schema import EFFECTS
 from engramscope.results.store import ResultsFolder
 from engramscope.results.summary import summarise_effects
+from engramscope.study_base import ensure_base, load_base, moved_weights, prints_of
 from engramscope.study_inputs import Inputs, all_cells, base_of, check_against_model, read_inputs, token_faults
 
 
@@ -110,9 +111,9 @@ def run_study(
         tell("loading the model", 1, 1)
     if base is None and base_of(inputs.corruption)[0]:
         tell("loading the base model", 0, 1)
-        base = steps.load_base(inputs)
+        base = load_base(inputs)
         tell("loading the base model", 1, 1)
-    steps.ensure_base(inputs, model, base)
+    ensure_base(inputs, model, base)
     with float32_products(tf32=inputs.study.run.tf32):
         return _Runner(inputs, model, base, Path(out), tell).run(resume)
 
@@ -141,8 +142,8 @@ def check_study(study: Path | str, *, progress: Progress | None = None) -> list[
     tell("loading the model", 0, 1)
     model = steps.load(inputs)
     tell("loading the model", 1, 1)
-    base = steps.load_base(inputs) if base_of(inputs.corruption)[0] else None
-    steps.ensure_base(inputs, model, base)
+    base = load_base(inputs) if base_of(inputs.corruption)[0] else None
+    ensure_base(inputs, model, base)
     check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)
     return run_checks(steps.audit_context(inputs, tokens, model.tokenizer, model, base), ("pairs", "tokens", "model"))
 
@@ -185,7 +186,7 @@ class _Runner:
         steps.refuse(run_checks(context, ("pairs", "tokens", "model")))
         # the last faults of the input show in the baselines: a new folder is not made before them
         experiment = None if resume else self._set_up()
-        with steps.folder_for(self.inputs, steps.prints_of(self.model, self.base), self.out, resume) as folder:
+        with steps.folder_for(self.inputs, prints_of(self.model, self.base), self.out, resume) as folder:
             if resume and self._take_up(folder):
                 return StudyResult(folder.path)
             kept = _Kept()
@@ -346,7 +347,7 @@ class _Runner:
         corruption = {"method": study.corruption.method, "options": steps.corruption_options(self.inputs)}
         if experiment is not None:
             corruption["level"] = experiment.noise_level
-        prints = self.inputs.fingerprints(steps.prints_of(self.model, self.base))
+        prints = self.inputs.fingerprints(prints_of(self.model, self.base))
         facts: dict[str, Any] = {
             "name": study.name,
             "study": self.inputs.resolved,
@@ -362,7 +363,7 @@ class _Runner:
         }
         if self.base is not None:
             facts["base_model"] = model_facts(self.base)
-            facts["weights"] = steps.moved_weights(self.model, self.base)
+            facts["weights"] = moved_weights(self.model, self.base)
         if experiment is not None:
             facts["memory"] = steps.memory_facts(experiment, self.memory_at_start)
             if experiment.unknown is not None:

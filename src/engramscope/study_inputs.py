@@ -173,7 +173,7 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
 def base_of(corruption: Corruption) -> tuple[str, str | None]:
     """Name and revision of the model before training that a corruption asks for; "" where it asks for none."""
     options = corruption.options.model_dump()
-    return str(options.get("base") or ""), options.get("revision")
+    return str(options.get("base") or ""), options.get("revision") or None
 
 
 def check_against_model(

@@ -17,15 +17,13 @@ from engramscope.audit._base import AuditContext, Finding
 from engramscope.audit._facts import cut_shares
 from engramscope.engine.executor import Kind
 from engramscope.engine.machine import peak_memory
-from engramscope.errors import CheckError, InputError, ModelError, ResultsError, StudyError, shortened
+from engramscope.errors import CheckError, InputError, ModelError, ResultsError, shortened
 from engramscope.locate.cells import Cell
 from engramscope.locate.experiment import Experiment, Parity, check_parity
 from engramscope.locate.prepare import rewrite_pairs
 from engramscope.locate.trained import changed_between
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
-from engramscope.models.weights import distances, ensure_same_shape
 from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
-from engramscope.provenance import matters_in_a_forward, model_fingerprints
 from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from engramscope.results.lock import LOCK_NAME
 from engramscope.results.read import read_manifest
@@ -50,54 +48,6 @@ def load(inputs: Inputs) -> Model:
         allow_pickle=section.allow_pickle,
         resident_gb=section.resident_gb,
     )
-
-
-def load_base(inputs: Inputs) -> Model:
-    """The model before training that a study is compared with, held as the study's model is."""
-    section = inputs.study.model
-    name, revision = base_of(inputs.corruption)
-    return load_model(
-        name,
-        dtype=section.dtype,
-        device=section.device,
-        revision=revision,
-        trust_remote_code=section.trust_remote_code,
-        allow_pickle=section.allow_pickle,
-    )
-
-
-def ensure_base(inputs: Inputs, model: Model, base: Model | None) -> None:
-    """Refuse a base model that nothing is compared with, the lack of one, and one that computes in another way.
-
-    Raises:
-        StudyError: says which of the three.
-    """
-    needed = inputs.corruption.level == "weights"
-    if needed and base is None:
-        raise StudyError("The corruption base_model needs the model before training; hand it over as base.")
-    if base is not None and not needed:
-        method = inputs.study.corruption.method
-        raise StudyError(f"A base model is compared with by corruption base_model, not by {method!r}.")
-    if base is not None:
-        ensure_same_shape(model.hf, base.hf, (model.name, base.name))
-        old, new = (matters_in_a_forward(one) for one in (base, model))
-        if changed := differences(old, new):
-            shown = "; ".join(changed[:5])
-            raise StudyError(
-                f"{base.name} and {model.name} are not configured alike, so their weights mean other things: {shown}."
-            )
-
-
-def prints_of(model: Model, base: Model | None) -> dict[str, Any]:
-    """What the numbers depend on of the study's model, and of the one before training where there is one."""
-    prints = model_fingerprints(model)
-    return prints if base is None else {**prints, "base_weights": base.weight_hash()}
-
-
-def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:
-    """How far the weights of every part moved in training, as plain data."""
-    found = model.remember(f"moved from {base.weight_hash()}", lambda: distances(base.hf, model.hf, model.anatomy))
-    return [{key: None if value != value else value for key, value in asdict(row).items()} for row in found]
 
 
 def tokens_of(inputs: Inputs, tokenizer: Any) -> list[TokenizedPair]:

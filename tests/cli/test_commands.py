@@ -23,8 +23,8 @@ COMMANDS = sorted(command.name or command.callback.__name__ for command in app.r
 
 def test_the_commands_of_the_contract_are_there() -> None:
     assert COMMANDS == [
-        "check", "compare", "demo", "heads", "locate", "model", "new", "practices", "report", "reproduce", "run",
-        "tasks",
+        "check", "clap", "compare", "demo", "finetune", "heads", "locate", "model", "new", "practices", "questions",
+        "report", "reproduce", "run", "tasks",
     ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_every_option_of_every_task_is_documented() -> None:
 
 
 def test_every_option_of_every_corruption_is_documented() -> None:
-    rows = dict(re.findall(r"^\| `([a-z]+)` \|([^|]*)\|", TEXT, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \|([^|]*)\|", TEXT, flags=re.MULTILINE))
     for name in corruption_names():
         options = make_corruption(name, {}).options.model_dump()
         found = dict(re.findall(r"`([a-z_]+)` \(([^)]*)\)", rows[name]))

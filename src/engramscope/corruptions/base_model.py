@@ -17,11 +17,11 @@ class BaseModelOptions(CorruptionOptions):
     Attributes:
         base: the model before training: a bundled name, a folder, or a hub id; held as the study's model is. It may be
             left out only where the model is in memory and handed over.
-        revision: branch, tag or commit of a hub model.
+        revision: branch, tag or commit of a hub model; the newest where it is empty.
     """
 
     base: str = ""
-    revision: str | None = None
+    revision: str = ""
 
 
 class BaseModelRun(Corruption):

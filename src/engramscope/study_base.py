@@ -1,0 +1,61 @@
+"""The model before training, where a study compares two: loading it, refusing what cannot be compared, its facts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from engramscope.errors import StudyError
+from engramscope.models import Model, load_model
+from engramscope.models.weights import distances, ensure_same_shape
+from engramscope.provenance import matters_in_a_forward, model_fingerprints
+from engramscope.results.store import differences
+from engramscope.study_inputs import Inputs, base_of
+
+
+def load_base(inputs: Inputs) -> Model:
+    """The model before training that a study is compared with, held as the study's model is."""
+    section = inputs.study.model
+    name, revision = base_of(inputs.corruption)
+    return load_model(
+        name,
+        dtype=section.dtype,
+        device=section.device,
+        revision=revision,
+        trust_remote_code=section.trust_remote_code,
+        allow_pickle=section.allow_pickle,
+    )
+
+
+def ensure_base(inputs: Inputs, model: Model, base: Model | None) -> None:
+    """Refuse a base model that nothing is compared with, the lack of one, and one that computes in another way.
+
+    Raises:
+        StudyError: says which of the three.
+    """
+    needed = inputs.corruption.level == "weights"
+    if needed and base is None:
+        raise StudyError("The corruption base_model needs the model before training; hand it over as base.")
+    if base is not None and not needed:
+        method = inputs.study.corruption.method
+        raise StudyError(f"A base model is compared with by corruption base_model, not by {method!r}.")
+    if base is not None:
+        ensure_same_shape(model.hf, base.hf, (model.name, base.name))
+        old, new = (matters_in_a_forward(one) for one in (base, model))
+        if changed := differences(old, new):
+            shown = "; ".join(changed[:5])
+            raise StudyError(
+                f"{base.name} and {model.name} are not configured alike, so their weights mean other things: {shown}."
+            )
+
+
+def prints_of(model: Model, base: Model | None) -> dict[str, Any]:
+    """What the numbers depend on of the study's model, and of the one before training where there is one."""
+    prints = model_fingerprints(model)
+    return prints if base is None else {**prints, "base_weights": base.weight_hash()}
+
+
+def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:
+    """How far the weights of every part moved in training, as plain data."""
+    found = model.remember(f"moved from {base.weight_hash()}", lambda: distances(base.hf, model.hf, model.anatomy))
+    return [{key: None if value != value else value for key, value in asdict(row).items()} for row in found]
