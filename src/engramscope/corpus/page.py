@@ -42,18 +42,21 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     counts, source, analysis = manifest["counts"], manifest["source"], manifest["analysis"]
     said = []
     if source["kind"] == "pubmed":
-        listed = _number(source["listed"], "was", "were")
-        said.append(f"PubMed found {source['found']:,} records; {listed} asked for and {source['fetched']:,} came.")
+        listed, verb = source["listed"], "was" if source["listed"] == 1 else "were"
+        found = _counted(source["found"], "record")
+        said.append(f"PubMed found {found}; {listed:,} {verb} asked for and {source['fetched']:,} came.")
         said += [f"PubMed's warning: {warning}." for warning in source["warnings"]]
     years = f", from {analysis['years'][0]} to {analysis['years'][1]}" if analysis["years"] else ""
     said.append(
-        f"{counts['rows']:,} abstracts ({analysis['words']:,} words{years}) are left of {counts['read']:,} records."
+        f"{_counted(counts['rows'], 'abstract')} ({_counted(analysis['words'], 'word')}{years}) "
+        f"{'is' if counts['rows'] == 1 else 'are'} left of {_counted(counts['read'], 'record')}."
     )
     dropped = [f"{number:,} {DROPPED[why]}" for why, number in counts["dropped"].items() if number]
     said.append(f"Dropped: {'; '.join(dropped)}." if dropped else "Nothing was dropped.")
     if analysis["terms"]:
         terms = ", ".join(
-            f"{one['term']} {one['mentions']:,} in {one['documents']:,} abstracts" for one in analysis["terms"]
+            f"{one['term']} {one['mentions']:,} in {_counted(one['documents'], 'abstract')}"
+            for one in analysis["terms"]
         )
         said.append(f"Mentions as whole words: {terms}.")
     if analysis["frequent"]["kind"] == "phrase":
@@ -63,8 +66,8 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _number(number: int, one: str, more: str) -> str:
-    return f"{number:,} {one if number == 1 else more}"
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _title(source: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ _ROUNDS = 3
 
 
 def squeezed(text: str) -> str:
-    """Misread characters repaired, control characters removed, every run of white space as one space, none at the ends."""
+    """Misread characters repaired, control characters removed, white space as one space, none at the ends."""
     return _SPACE.sub(" ", _CONTROL.sub("", text.translate(_MISREAD))).strip()
 
 
