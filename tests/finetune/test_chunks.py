@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_every_token_but_the_first_is_predicted_exactly_once(count: int, length:
     assert all(2 <= len(chunk) <= length for chunk in chunks)
     predicted = [token for chunk in chunks for token in chunk[1:]]
     assert predicted == ids[1:]
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         assert before[-1] == after[0]
 
 
@@ -93,8 +94,9 @@ class _Words:
 
 
 @pytest.mark.parametrize(
-    ("pad", "eos", "found"), [(7, 2, (7, "pad")), (0, 2, (0, "pad")), (None, 2, (2, "end of text")), (None, None, (0, "id 0"))]
-)  # fmt: skip
+    ("pad", "eos", "found"),
+    [(7, 2, (7, "pad")), (0, 2, (0, "pad")), (None, 2, (2, "end of text")), (None, None, (0, "id 0"))],
+)
 def test_what_fills_a_batch_up(pad: int | None, eos: int | None, found: tuple[int, str]) -> None:
     words: Any = _Words(pad, eos)
     assert pad_token(words) == found

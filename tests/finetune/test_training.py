@@ -215,7 +215,7 @@ def test_early_stopping_and_the_best_checkpoint_on_scripted_curves(
     limit = len(curve) - 1
     layout = _prepared(str(gpt2), tmp_path / "run", f"epochs={limit}", f"patience={patience}", count=20)
     weights: dict[int, torch.Tensor] = {}
-    rows, keeper = _scripted(layout, curve, weights)
+    rows = _scripted(layout, curve, weights)
     assert [row["epoch"] for row in rows] == list(range(epochs + 1))
     assert [row["validation_loss"] for row in rows] == list(curve[: epochs + 1])
     found = best_row(rows)
@@ -228,13 +228,13 @@ def test_early_stopping_and_the_best_checkpoint_on_scripted_curves(
     assert torch.equal(held, weights[best])
     assert not any(torch.equal(held, weights[epoch]) for epoch in weights if epoch != best)
     # a resume of a training that has stopped does not train any more
-    again, _ = _scripted(layout, curve, {}, History(**json.loads((kept[rows[-1]["step"]] / COMPLETE).read_text())))
+    again = _scripted(layout, curve, {}, History(**json.loads((kept[rows[-1]["step"]] / COMPLETE).read_text())))
     assert again == rows
 
 
 def _scripted(
     layout: Layout, curve: tuple[float, ...], weights: dict[int, torch.Tensor], history: History | None = None
-) -> tuple[list[dict[str, Any]], Keeper]:
+) -> list[dict[str, Any]]:
     job = Job.read(layout.job)
     hf = AutoModelForCausalLM.from_pretrained(job.model)
     listener = Listener(lambda *_: None, lambda row: weights.__setitem__(
@@ -247,7 +247,7 @@ def _scripted(
                        keeper, listener.tell, kind)  # fmt: skip
     done = complete_checkpoints(layout.checkpoints)
     _fit(tuner, keeper, job.settings, str(done[-1][1]) if done else None, True, listener)
-    return keeper.history.rows, keeper
+    return keeper.history.rows
 
 
 def test_epochs_since_the_best() -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from engramscope.errors import CheckError, InputError
 from engramscope.finetune.layout import Layout
 
-DONE, FAILED, FAULT, STOPPED = 0, 1, 2, 3
+DONE, FAULT, STOPPED, FULL = 0, 2, 3, 4
 #: seconds between two words about the same thing
 _PAUSE = 0.3
 
@@ -49,10 +51,12 @@ def run(folder: Path) -> int:
     """Train in a folder that was prepared.
 
     Returns:
-        The exit code: done, at fault, stopped on request, or failed.
+        The exit code: done, at fault, stopped on request, or the disk is full (then it may not even say so).
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging as hf_logging
 
+    from engramscope.finetune.keeper import remove_incomplete
     from engramscope.finetune.training import Listener, train
 
     hf_logging.set_verbosity_error()
@@ -68,12 +72,17 @@ def run(folder: Path) -> int:
         faults = list(getattr(error, "faults", (str(error),)))
         events.add(event="fault", faults=faults, input=isinstance(error, InputError))
         return FAULT
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         sentence = sentence_of(error, folder)
         if sentence is None:
             raise
-        events.add(event="fault", faults=[sentence], input=True)
-        return FAULT
+        if sentence == full_sentence(folder):
+            # what could not be written in full only takes room
+            remove_incomplete(layout)
+            shutil.rmtree(layout.work / "final", ignore_errors=True)
+        with suppress(OSError):
+            events.add(event="fault", faults=[sentence], input=True)
+        return FULL if sentence == full_sentence(folder) else FAULT
 
 
 def sentence_of(error: BaseException, folder: Path) -> str | None:
@@ -84,16 +93,21 @@ def sentence_of(error: BaseException, folder: Path) -> str | None:
         chain.append(one)
         one = one.__cause__ or one.__context__
     if any(_is_full(one) for one in chain):
-        return (
-            f"The disk with {folder} is full; a checkpoint needs about three times the size of the model, and two are "
-            "kept. Make room and run the same command with --resume: the last complete checkpoint is still there."
-        )
+        return full_sentence(folder)
     if any(type(one).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(one) for one in chain):
         return (
             "There is not enough memory for a batch. Halve it and double the accumulation, which learns the same: "
             "--set train_batch=4 --set accumulation=8, in a new folder; or make chunks shorter (--set chunk=256)."
         )
     return None
+
+
+def full_sentence(folder: Path) -> str:
+    """What is said when the disk is full."""
+    return (
+        f"The disk with {folder} is full; a checkpoint needs about three times the size of the model, and two are kept. "
+        "Make room and run the same command with --resume: the last complete checkpoint is still there."
+    )
 
 
 def _is_full(error: BaseException) -> bool:
@@ -110,4 +124,4 @@ if __name__ == "__main__":
     code = run(Path(sys.argv[1]))
     sys.stdout.flush()
     # the process may hold a group of processes open that has lost a member
-    os._exit(code) if code == FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(code)
+    os._exit(code) if code in (FAULT, FULL) and int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(code)

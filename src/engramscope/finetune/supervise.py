@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from engramscope.errors import CheckError, EngramscopeError, InputError
-from engramscope.finetune._worker import DONE, STOPPED
+from engramscope.finetune._worker import DONE, FULL, STOPPED, full_sentence
 from engramscope.finetune.layout import Job, Layout
 
 _PAUSE = 0.1
@@ -138,6 +138,8 @@ def _judge(code: int, layout: Layout, faults: list[Mapping[str, Any]]) -> None:
         raise InputError(sentences) if faults[0]["input"] else CheckError("\n".join(sentences))
     if code == DONE:
         return
+    if code == FULL:
+        raise InputError(full_sentence(layout.root))
     if code == STOPPED:
         raise KeyboardInterrupt
     again = "The same command with --resume goes on from the last checkpoint."
