@@ -94,6 +94,9 @@ def test_compressed_xml_and_several_files(tmp_path: Path) -> None:
         files.append(path)
     unpacked = tmp_path / "packed-though-named-otherwise.xml"
     unpacked.write_bytes(gzip.compress(article_set(article_xml("31")).encode()))
+    # an answer without records is one, as long as others have some
+    (tmp_path / "empty.xml").write_text(article_set())
+    files.append(tmp_path / "empty.xml")
     told: list[tuple[str, int, int]] = []
     corpus = read_files([*files, unpacked], tmp_path / "out", progress=lambda *what: told.append(what))
     assert corpus.table["PMID"].tolist() == ["11", "12", "21", "22", "23", "31"]
@@ -137,14 +140,14 @@ def test_a_key_that_only_later_lines_have_is_not_lost(tmp_path: Path) -> None:
         ("a.csv", b'Abstract\n"never closed\nx\n', "is a quotation mark not closed"),
         ("a.csv", b'Abstract\n"' + b"x" * 200_000, "longer than 131,072 characters"),
         ("a.csv", b"Abstract\n\xff\xfe\x00junk", "is no text in UTF-8"),
-        ("a.csv", b"Abstract\n", "the source holds no record"),
+        ("a.csv", b"Abstract\n", "the files hold no record"),
         ("a.jsonl", b'{"abstract": "x"}\n{broken\n', "line 2 is no JSON"),
         ("a.jsonl", b'["x"]\n', "line 1 is no JSON object .* but list"),
         ("a.jsonl", b"\n\n", "no object with an abstract"),
         ("a.jsonl", b'{"text": "x"}\n', "there is no abstract column; found are 'text'"),
         ("a.parquet", os.urandom(64), "cannot be read as Parquet"),
         ("a.xml", b"\x00\x01\x02\x03", "no well-formed XML"),
-        ("a.xml", b"<PubmedArticleSet></PubmedArticleSet>", "holds no PubMed record"),
+        ("a.xml", b"<PubmedArticleSet></PubmedArticleSet>", "the files hold no record"),
         ("a.xml", article_set(article_xml("1")).encode()[:-9], "cut off"),
         (
             "a.xml",
@@ -203,7 +206,7 @@ def test_all_faults_of_all_files_at_once(tmp_path: Path) -> None:
 def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years")
-    with pytest.raises(ResultsError, match="is not empty"):
+    with pytest.raises(ResultsError, match=r"is not empty; give a new folder\.$"):
         read_files([write(tmp_path, "csv")], tmp_path / "out")
     with pytest.raises(ResultsError, match="is a file"):
         read_files([write(tmp_path, "csv")], tmp_path / "out" / "thesis.txt")

@@ -16,14 +16,13 @@ import resource, sys
 from pathlib import Path
 from engramscope.corpus import fetch_pubmed
 from engramscope.corpus.eutils import Eutils
-made = fetch_pubmed("epilepsy", Path(sys.argv[2]), most=10**6, limit=10**6, client=Eutils(sys.argv[1], sleep=lambda s: None))
+client = Eutils(sys.argv[1], sleep=lambda s: None)
+made = fetch_pubmed("epilepsy", Path(sys.argv[2]), most=10**6, limit=10**6, client=client)
 assert made.manifest["counts"]["rows"] == int(sys.argv[3]), made.manifest["counts"]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 #: words of one abstract; about 4 kB, more than those of PubMed
-_WORDS = (
-    "epilepsy seizure cortex network patient spike wave temporal lobe drug resistant surgery sodium channel".split()
-)
+_WORDS = ("epilepsy", "seizure", "cortex", "network", "patient", "spike", "wave", "temporal", "lobe", "drug", "surgery")
 
 
 class BigPubmed(FakePubmed):
@@ -32,7 +31,7 @@ class BigPubmed(FakePubmed):
     def fetch(self, fields: dict[str, str]) -> str:
         start = int(fields["retstart"])
         for pmid in self.histories[fields["WebEnv"]][start : start + int(fields["retmax"])]:
-            text = " ".join(f"{word} {(int(pmid) * 31 + n) % 977}" for n in range(27) for word in _WORDS)
+            text = " ".join(f"{word} {(int(pmid) * 31 + n) % 977}" for n in range(33) for word in _WORDS)
             self.records[pmid] = article_xml(pmid, abstract=text)
         answer = super().fetch(fields)
         self.records.clear()

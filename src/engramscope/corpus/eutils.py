@@ -148,8 +148,8 @@ class Eutils:
             raise _Transient(f"the answer broke off or is no HTTP ({type(error).__name__})") from None
         except OSError as error:  # no such host, refused, reset, timed out, a bad certificate
             reason = getattr(error, "reason", error)
-            # what the system says ends in a full stop here and there
-            raise _Transient(f"not reached ({str(reason).rstrip('.')})", reached=False) from None
+            words = str(getattr(reason, "strerror", None) or reason).rstrip(".")
+            raise _Transient(f"not reached ({words})", reached=False) from None
         self._answered = True
         if len(body) > _MOST_BYTES:
             raise RetrievalError(

@@ -46,7 +46,8 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
         found = _counted(source["found"], "record")
         said.append(f"PubMed found {found}; {listed:,} {verb} asked for and {source['fetched']:,} came.")
         said += [f"PubMed's warning: {warning}." for warning in source["warnings"]]
-    years = f", from {analysis['years'][0]} to {analysis['years'][1]}" if analysis["years"] else ""
+    first, last = analysis["years"] or ("", "")
+    years = f", of {first}" if first and first == last else f", from {first} to {last}" if first else ""
     said.append(
         f"{_counted(counts['rows'], 'abstract')} ({_counted(analysis['words'], 'word')}{years}) "
         f"{'is' if counts['rows'] == 1 else 'are'} left of {_counted(counts['read'], 'record')}."

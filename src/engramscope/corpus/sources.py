@@ -15,7 +15,7 @@ from typing import IO
 from engramscope.corpus.articles import Article, Withdrawal
 from engramscope.corpus.records import article_of
 from engramscope.corpus.rows import csv_rows, jsonl_rows, parquet_rows
-from engramscope.corpus.xml_stream import AnswerError, XmlError, iterate_records
+from engramscope.corpus.xml_stream import AnswerError, iterate_records
 from engramscope.errors import InputError
 
 #: called with the bytes of all files that have been read so far
@@ -132,12 +132,8 @@ def _read(path: Path, columns: Mapping[str, str], watch: Watch | None) -> Iterat
 
 
 def _xml(handle: IO[bytes]) -> Iterator[Article | Withdrawal]:
-    found = False
     for record in iterate_records(iter(lambda: handle.read(_CHUNK), b"")):
-        found = True
         yield from article_of(record)
-    if not found:
-        raise XmlError("it holds no PubMed record")
 
 
 def _unpacked(raw: io.RawIOBase, packed: str) -> IO[bytes]:

@@ -41,8 +41,9 @@ def pubmed(
 ) -> None:
     """Search PubMed and make a corpus of the abstracts.
 
-    The NCBI E-utilities are asked politely (3 requests a second, 10 with a key) and patiently. What has come is kept:
-    after an interruption, the same command with --resume fetches only the rest.
+    The NCBI E-utilities are asked politely (3 requests a second, 10 with a key) and patiently.
+
+    What has come is kept: after an interruption, the same command with --resume fetches only the rest.
     """
     with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
         from engramscope.corpus import fetch_pubmed
