@@ -57,6 +57,8 @@ def test_a_fault_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Capt
     code, _, complaint = run(capsys, "read", file, "-o", tmp_path / "o", "--columns", "Abstract")
     assert (code, complaint.count("\n")) == (EXIT_INPUT, 1)
     assert run(capsys, "pubmed", "--query", " ", "--endpoint", "ftp://x", "-o", tmp_path / "o")[0] == EXIT_INPUT
+    code, _, complaint = run(capsys, "pubmed", "--query", "caf\udce9", "-o", tmp_path / "o")
+    assert (code, "no text" in complaint) == (EXIT_INPUT, True)
     assert not (tmp_path / "o").exists()
 
 

@@ -130,7 +130,10 @@ def fetch_pubmed(
         RetrievalError: the server cannot be reached or fails for good; what was fetched is kept for `resume`.
     """
     folder = Path(out)
-    faults = [] if query.strip() else ["the query is empty."]
+    query = " ".join(query.split())
+    faults = [] if query else ["the query is empty."]
+    if not query.isprintable():
+        faults.append(f"the query {query!r} has characters that are no text.")
     faults += [
         f"{name} must be at least 1, not {value}." for name, value in (("most", most), ("batch", batch)) if value < 1
     ]

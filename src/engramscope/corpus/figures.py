@@ -19,6 +19,8 @@ FOLDER = "figures"
 _BLUE, _LIGHT, _INK, _SOFT = "#2166ac", "#a9c6e2", "#1d1c1a", "#5d594f"
 #: keywords that are drawn; the table has more
 _SHOWN = 20
+#: years that are named on the axis, about
+_TICKS = 8
 #: text of a corpus is text: a "$" in it begins no formula
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "engramscope", "text.parse_math": False}
 
@@ -81,7 +83,11 @@ def _years(analysis: Analysis) -> Figure | None:
         return None
     figure, axes = _axes(6.4, 2.6)
     axes.bar([year for year, _ in analysis.years], [rows for _, rows in analysis.years], 0.85, color=_BLUE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if len(analysis.years) > _TICKS:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=_TICKS))
+    else:
+        axes.set_xticks([year for year, _ in analysis.years])
+        axes.set_xlim(analysis.years[0][0] - 2, analysis.years[-1][0] + 2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_ylabel("abstracts", color=_SOFT, fontsize=9)
