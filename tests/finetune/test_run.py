@@ -321,18 +321,19 @@ def test_what_the_machine_refuses_is_put_into_words(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """Batches of 4 in two processes are batches of 8 in one: the same steps, the same losses."""
-    model = save_model(tmp_path / "m", "gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = save_model(tmp_path / "m", "gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, n_positions=128)
     found = []
     for processes, batch in ((1, 8), (2, 4)):
         sets = [*FAST, f"train_batch={batch}", "accumulation=1"]
         settings = resolve_settings("", sets, processes=processes, device="cpu")
-        # 80 training documents of one chunk each: no batch is filled up
+        # with 80 chunks no batch has to be filled up
         found.append(run_finetune(settings, corpus_table(100), str(model), tmp_path / f"o{processes}"))
     one, two = (result.history() for result in found)
     columns = ["epoch", "step", "train_loss", "validation_loss", "gradient_norm_mean", "tokens"]
     for name in columns:
         assert two[name][1:].tolist() == pytest.approx(one[name][1:].tolist(), rel=1e-4), name
     assert found[1].manifest()["processes"] == 2
+    assert found[1].manifest()["split"]["train"]["chunks"] == 80
 
 
 SHARED = os.environ.get("ENGRAMSCOPE_SHARED")

@@ -105,8 +105,8 @@ def sentence_of(error: BaseException, folder: Path) -> str | None:
 def full_sentence(folder: Path) -> str:
     """What is said when the disk is full."""
     return (
-        f"The disk with {folder} is full; a checkpoint needs about three times the size of the model, and two are kept. "
-        "Make room and run the same command with --resume: the last complete checkpoint is still there."
+        f"The disk with {folder} is full; a checkpoint needs about three times the size of the model, and two are "
+        "kept. Make room and run the same command with --resume: the last complete checkpoint is still there."
     )
 
 

@@ -70,7 +70,7 @@ def prepare(settings: Settings, corpus: Path | pd.DataFrame, model: str) -> Prep
     _ensure_enough(sides[False], sides[True], settings)
     pad, pad_source = pad_token(tokenizer)
     steps = steps_per_epoch(len(sides[False]), settings)
-    notes += _notes(settings, documents, split, steps, pad_source, tokenizer)
+    notes += _notes(settings, documents, split, len(sides[False]), pad_source, tokenizer)
     job = Job(settings, name, chunk, pad, device, precision)
     identity = {
         "settings": settings.what_matters(), "corpus": corpus_hash(documents), "model": name,
@@ -158,10 +158,10 @@ def _ensure_enough(train: Sequence[Any], validation: Sequence[Any], settings: Se
 
 
 def _notes(
-    settings: Settings, documents: Documents, split: Split, steps: int, pad_source: str, tokenizer: Any
+    settings: Settings, documents: Documents, split: Split, len_train: int, pad_source: str, tokenizer: Any
 ) -> list[str]:
-    most = steps * settings.epochs
-    found = []
+    most = steps_per_epoch(len_train, settings) * settings.epochs
+    found: list[str] = []
     if settings.warmup_steps >= most:
         last = settings.learning_rate * (most - 1) / settings.warmup_steps
         found.append(
@@ -169,6 +169,8 @@ def _notes(
             f"learning rate rises to {last:.2g} and never reaches {settings.learning_rate:g}. "
             "--set warmup_steps=… makes it shorter."
         )
+    if fill := -len_train % (settings.train_batch * settings.processes) if settings.processes > 1 else 0:
+        found.append(f"So that every process has whole batches, {fill} chunks are learned from twice in each epoch.")
     if documents.without_text:
         found.append(f"{documents.without_text} rows of the corpus have no abstract and are left out.")
     if same := len(documents.ids) - len(set(documents.groups.tolist())):
