@@ -18,6 +18,7 @@ from typing import Any
 
 from engramscope.errors import CheckError, InputError
 from engramscope.finetune.layout import Layout
+from engramscope.results.lock import FolderLock
 
 DONE, FAULT, STOPPED, FULL = 0, 2, 3, 4
 #: seconds between two words about the same thing
@@ -66,7 +67,11 @@ def run(folder: Path) -> int:
     listener = Listener(
         events.tell, lambda row: events.add(event="epoch", row=row), lambda text: events.add(event="say", text=text)
     )
+    lock: FolderLock | None = None
     try:
+        if os.environ.get("RANK", "0") == "0":
+            # whoever started an earlier process may be gone, and that process still saving
+            lock = FolderLock(layout.work)
         return DONE if train(layout, listener) else STOPPED
     except (InputError, CheckError) as error:
         faults = list(getattr(error, "faults", (str(error),)))
@@ -83,6 +88,9 @@ def run(folder: Path) -> int:
         with suppress(OSError):
             events.add(event="fault", faults=[sentence], input=True)
         return FULL if sentence == full_sentence(folder) else FAULT
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def sentence_of(error: BaseException, folder: Path) -> str | None:

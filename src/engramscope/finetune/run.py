@@ -108,6 +108,9 @@ def run_finetune(
         manifest = _begin(layout, prepared, resume)
         for note in manifest["notes"]:
             say(note)
+        if manifest["resumed"]:
+            step = manifest["resumed"][-1]["step"]
+            say(f"Going on from step {step}." if step else "No checkpoint was complete: beginning again.")
         if prepare_only:
             say(f"Prepared. Train with: torchrun --nproc-per-node N -m engramscope.finetune._worker {layout.root}")
             return FinetuneResult(layout.root)
