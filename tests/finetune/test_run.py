@@ -345,12 +345,12 @@ def test_fine_tuning_mini_on_real_abstracts_lowers_held_out_loss(
 ) -> None:
     monkeypatch.setattr(run, "run_worker", in_this_process)
     file = Path(SHARED or "") / "data" / "pubmed_epilepsy" / "epilepsy_pubmed.csv"
-    table = pd.read_csv(file, dtype=str, nrows=40).fillna("").assign(Keywords="", Year=2000)[list(COLUMNS)]
-    sets = ["epochs=2", "warmup_steps=2", "learning_rate=5e-4"]
+    table = pd.read_csv(file, dtype=str, nrows=20).fillna("").assign(Keywords="", Year=2000)[list(COLUMNS)]
+    sets = ["epochs=2", "warmup_steps=2", "learning_rate=5e-4", "accumulation=2", "chunk=64"]
     result = run_finetune(resolve_settings("clap-2", sets, device="cpu"), table, "mini", tmp_path / "o")
     before, first, second = result.history()["validation_loss"]
     assert before > first > second
-    assert second < 0.6 * before
+    assert second < 0.8 * before
     assert load_model(str(tmp_path / "o")).weight_hash() != load_model("mini").weight_hash()
 
 
