@@ -1,0 +1,293 @@
+"""Run a whole study, stage by stage; what is finished stays, and is not done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engramscope.clap import studies
+from engramscope.clap.page import write_page
+from engramscope.clap.study import ClapStudy
+from engramscope.clap.tables import clap_tables
+from engramscope.clap.words import sentences
+from engramscope.corpus import Corpus, fetch_pubmed, read_files
+from engramscope.corpus.table import TABLE, read_corpus
+from engramscope.errors import InputError, ResultsError
+from engramscope.finetune import FinetuneResult, resolve_settings, run_finetune
+from engramscope.models import Model, load_config, load_model, load_tokenizer
+from engramscope.pairs import PairSet, read_pairs
+from engramscope.provenance import versions
+from engramscope.questions import propose
+from engramscope.questions import write as write_questions
+from engramscope.report.load import load
+from engramscope.report.sentences import answer
+from engramscope.results.atomic import write_json, write_text
+from engramscope.results.folders import refuse_occupied
+from engramscope.results.store import differences
+from engramscope.study import StudyResult, run_study
+from engramscope.study_file import study_toml
+
+RESULT = "clap.json"
+STAGES = ("corpus", "finetune", "questions", "studies")
+
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ClapResult:
+    """A whole study on disk.
+
+    Attributes:
+        folder: holds corpus/, finetune/, questions/, a folder per study, clap.json and report.html.
+    """
+
+    folder: Path
+
+    def found(self) -> dict[str, Any]:
+        """What stands in `clap.json`."""
+        return json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+
+    def sentences(self) -> list[str]:
+        """The answer in a few sentences; none before the last stage."""
+        found = self.found()
+        return sentences(found) if found["status"] == "complete" else []
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the stages share."""
+
+    study: ClapStudy
+    folder: Path
+    here: Path
+    progress: Progress | None
+    say: Say
+
+    def path(self, given: str) -> Path:
+        """A path of the study file, which is relative to it."""
+        return self.here / given
+
+
+def run_clap(
+    study: ClapStudy,
+    out: Path | str,
+    *,
+    here: Path = Path(),
+    resume: bool = False,
+    until: str = "studies",
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> ClapResult:
+    """Corpus → fine-tuning → questions → localisation → transplant → one page.
+
+    Args:
+        study: from `read_clap_study`, quickened or not.
+        out: a new folder.
+        here: where relative paths of the study start.
+        resume: go on in a folder where an earlier run of the same study stopped. Questions that were edited there in
+            between are taken as they are.
+        until: the last stage that is run (`STAGES`); for a look at the questions before they are asked.
+        progress: called with (what, done, total).
+        say: called with sentences worth knowing while it runs.
+
+    Raises:
+        InputError: whatever a stage finds at fault with its input.
+    """
+    if until not in STAGES:
+        raise InputError(f"There is no stage {until!r}; the stages are {', '.join(STAGES)}.")
+    folder = Path(out)
+    refuse_occupied(folder, resume)
+    _refuse_early(study, here)
+    _same_study(folder, study, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    call = _Call(study, folder, here, progress, say or (lambda text: None))
+    found: dict[str, Any] = {"schema": 1, "status": "running", "study": study.identity(), "versions": versions()}
+    write_json(folder / RESULT, found)
+    stages = STAGES[: STAGES.index(until) + 1]
+    corpus = _corpus(call)
+    found["corpus"] = {"folder": _relative(corpus.folder, folder), "manifest": corpus.manifest}
+    tuned = _finetune(call, corpus) if "finetune" in stages else {}
+    if tuned:
+        best = min(tuned, key=lambda name: _loss(tuned[name]))
+        found |= {"finetune": {name: one.manifest() for name, one in tuned.items()}, "best": best}
+        if "questions" in stages:
+            found["questions"] = _questions(call, corpus, tuned[best])
+        if "studies" in stages:
+            found |= _studies(call, tuned[best])
+            found["status"] = "complete"
+    write_json(folder / RESULT, found)
+    if found["status"] == "complete":
+        write_page(folder, found)
+    return ClapResult(folder)
+
+
+def _refuse_early(study: ClapStudy, here: Path) -> None:
+    """Everything that can be told before hours have gone by.
+
+    Raises:
+        InputError: all of it.
+    """
+    faults: list[str] = []
+    for preset in study.finetune.presets:
+        _collect(faults, lambda preset=preset: resolve_settings(preset, study.finetune.settings))
+    _collect(faults, lambda: load_config(study.model.name))
+    files = (study.corpus.file, study.questions.prompts, study.questions.answers)
+    faults += [f"There is no file {str(here / name)!r}." for name in files if name and not (here / name).exists()]
+    if faults:
+        raise InputError(list(dict.fromkeys(faults)))
+
+
+def _collect(faults: list[str], make: Callable[[], Any]) -> None:
+    try:
+        make()
+    except InputError as error:
+        faults += error.faults
+
+
+def _same_study(folder: Path, study: ClapStudy, resume: bool) -> None:
+    file = folder / RESULT
+    if not resume or not folder.exists() or not any(folder.iterdir()):
+        return
+    if not file.exists():
+        raise ResultsError(f"{folder} holds no study that could go on: {RESULT} is missing.")
+    before = json.loads(file.read_text(encoding="utf-8")).get("study") or {}
+    if changed := differences(before, json.loads(json.dumps(study.identity()))):
+        raise ResultsError([f"{folder} holds another study; choose another folder.", *changed[:20]])
+
+
+def _corpus(call: _Call) -> Corpus:
+    wanted, folder = call.study.corpus, call.folder / "corpus"
+    if wanted.file and (call.path(wanted.file) / TABLE).is_file():
+        return Corpus(call.path(wanted.file))
+    if (folder / TABLE).is_file():
+        return Corpus(folder)
+    if wanted.file:
+        return read_files([call.path(wanted.file)], folder, terms=wanted.terms, progress=call.progress)
+    return fetch_pubmed(
+        wanted.query, folder, most=wanted.most, terms=wanted.terms, resume=folder.exists(), progress=call.progress
+    )
+
+
+def _finetune(call: _Call, corpus: Corpus) -> dict[str, FinetuneResult]:
+    study, found = call.study, {}
+    device = [] if study.model.device not in ("cpu", "cuda") else [f"device={study.model.device}"]
+    for preset in study.finetune.presets:
+        folder = call.folder / "finetune" / preset
+        sets = [f"seed={study.seed}", *device, *study.finetune.settings]
+        settings = resolve_settings(preset, sets, terms=study.corpus.terms)
+        call.say(f"Fine-tuning {study.model.name} by {preset}.")
+        found[preset] = run_finetune(
+            settings, corpus.folder, study.model.name, folder, resume=folder.exists(), progress=call.progress,
+            say=call.say,
+        )  # fmt: skip
+    return found
+
+
+def _loss(result: FinetuneResult) -> float:
+    manifest = result.manifest()
+    return next(row["validation_loss"] for row in manifest["history"] if row["epoch"] == manifest["best_epoch"])
+
+
+def _questions(call: _Call, corpus: Corpus, tuned: FinetuneResult) -> dict[str, Any]:
+    """Questions from the abstracts that the model was trained on, in both forms; files that are there are kept."""
+    folder, study = call.folder / "questions", call.study
+    folder.mkdir(exist_ok=True)
+    table = read_corpus(corpus.folder)
+    split = pd.read_parquet(tuned.folder / "split.parquet")
+    trained = list(split.loc[split["side"] == "train", "PMID"].astype(str))
+    seen = table.loc[table["PMID"].astype(str).isin(trained).to_numpy()]
+    tokenizer, said = load_tokenizer(str(tuned.folder)), {}
+    for form, given in (("prompts", study.questions.prompts), ("answers", study.questions.answers)):
+        file = folder / f"{form}.jsonl"
+        if not file.exists() and given:
+            shutil.copyfile(call.path(given), file)
+        elif not file.exists():
+            proposal = propose(
+                seen, tokenizer, terms=study.corpus.terms, definitional=study.questions.definitional,
+                associative=study.questions.associative, min_documents=study.questions.min_documents, form=form,
+                seed=study.seed, progress=call.progress,
+            )  # fmt: skip
+            write_questions(proposal, file)
+        said[form] = _counted(read_pairs(file), len(seen))
+    return said
+
+
+def _counted(pairs: PairSet, abstracts: int) -> dict[str, Any]:
+    kinds = [pair.labels.get("kind", "all") for pair in pairs]
+    examples = [
+        {"kind": kind, "clean": pair.clean, "correct": pair.correct[0],
+         "incorrect": pair.incorrect[0] if pair.incorrect else "", "corrupted": pair.corrupted or ""}
+        for kind in dict.fromkeys(kinds)
+        for pair in [pair for pair, one in zip(pairs, kinds, strict=True) if one == kind][:4]
+    ]  # fmt: skip
+    return {"abstracts": abstracts, "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+            "examples": examples}  # fmt: skip
+
+
+def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
+    """The three studies, and CLAP's tables from the first."""
+    study = call.study
+    model = load_model(str(tuned.folder), device=study.model.device)
+    base = load_model(study.model.name, device=study.model.device)
+    name = str(tuned.folder.absolute())
+    common = {
+        "seed": study.seed,
+        "resamples": study.statistics.resamples,
+        "model": {"name": name, "device": study.model.device},
+    }
+    files = {form: f"../questions/{form}.jsonl" for form in ("prompts", "answers")}
+    pairs = {form: read_pairs(call.folder / "questions" / f"{form}.jsonl") for form in files}
+    modules = tuple(path for path, _ in model.hf.named_modules())
+    origin = study.model.name if base.source != "folder" else str(Path(study.model.name).absolute())
+    declared: Mapping[str, dict[str, Any]] = {
+        "as-published": studies.as_published(common, pairs["answers"], files["answers"], modules),
+        "token-replacement": studies.token_replacement(common, pairs["prompts"], files["prompts"]),
+        "what-training-moved": studies.what_training_moved(
+            common, pairs["prompts"], files["prompts"], origin, model.anatomy.n_layers
+        ),
+    }
+    results: dict[str, StudyResult] = {}
+    for title, raw in declared.items():
+        call.say(f"Study {title}.")
+        results[title] = _run(call, title, raw, model, base if title == "what-training-moved" else None)
+    return {
+        "tables": clap_tables(results["as-published"]),
+        "studies": {title: _said(result) for title, result in results.items()},
+    }
+
+
+def _run(call: _Call, title: str, raw: Mapping[str, Any], model: Model, base: Model | None) -> StudyResult:
+    file, out = call.folder / "studies" / f"{title}.toml", call.folder / title
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, study_toml(raw))
+    return run_study(file, out, resume=(out / "manifest.json").exists(), model=model, base=base, progress=call.progress)
+
+
+def _said(result: StudyResult) -> dict[str, Any]:
+    manifest = result.manifest()
+    warnings = [item["message"] for item in manifest["audit"] if item["severity"] == "warning"]
+    return {
+        "lead": list(answer(load(result.folder)).lead),
+        "warnings": warnings,
+        "counts": manifest["counts"],
+        "parity": manifest["parity"],
+        "gaps": manifest["findings"].get("gaps"),
+        "contrast": manifest["findings"].get("contrast"),
+        "elapsed_s": manifest["elapsed_s"],
+    }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,163 @@
+"""The whole study: its file, its stages, and the numbers on its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from engramscope.clap.study import ClapStudy, read_clap_study
+from engramscope.clap.tables import PRINTED, recovery
+from engramscope.cli import _run_app
+from engramscope.errors import StudyError
+from tests.clap.synthetic import STUDY, write_clap_study
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run as far as the questions, take one couple out by hand, and go on to the end."""
+    folder = tmp_path_factory.mktemp("clap")
+    study, out = write_clap_study(folder), folder / "out"
+    assert _run_app(["clap", str(study), "--out", str(out), "--until", "questions", "--quiet"]) == 0
+    assert json.loads((out / "clap.json").read_text(encoding="utf-8"))["status"] == "running"
+    assert not (out / "report.html").exists()
+    prompts = out / "questions" / "prompts.jsonl"
+    lines = prompts.read_text(encoding="utf-8").splitlines(keepends=True)
+    group = json.loads(lines[0])["group"]
+    prompts.write_text("".join(line for line in lines if json.loads(line)["group"] != group), encoding="utf-8")
+    (folder / "edited").write_text(str(len(lines) - 2), encoding="utf-8")
+    assert _run_app(["clap", str(study), "--out", str(out), "--resume", "--quiet"]) == 0
+    return out
+
+
+def _found(out: Path) -> dict[str, Any]:
+    return json.loads((out / "clap.json").read_text(encoding="utf-8"))
+
+
+def test_every_stage_leaves_what_it_made(whole: Path) -> None:
+    for file in ("corpus/corpus.parquet", "finetune/clap-2/model.safetensors", "questions/answers.jsonl",
+                 "studies/as-published.toml", "as-published/summary.csv", "token-replacement/report.html",
+                 "what-training-moved/effects.parquet", "report.html"):  # fmt: skip
+        assert (whole / file).is_file(), file
+    assert _found(whole)["status"] == "complete"
+
+
+def test_edited_questions_are_asked_as_they_are(whole: Path) -> None:
+    wanted = int((whole.parent / "edited").read_text(encoding="utf-8"))
+    for study in ("token-replacement", "what-training-moved"):
+        assert len(pd.read_parquet(whole / study / "pairs.parquet")) == wanted
+
+
+def test_questions_come_from_abstracts_that_were_trained_on(whole: Path) -> None:
+    split = pd.read_parquet(whole / "finetune" / "clap-2" / "split.parquet")
+    trained = set(split.loc[split["side"] == "train", "PMID"].astype(str))
+    evidence = pd.read_csv(whole / "questions" / "prompts.review.csv", dtype=str)
+    column = next(name for name in evidence.columns if "pmid" in name.lower())
+    named = {pmid for cell in evidence[column].dropna() for pmid in cell.replace(";", " ").replace(",", " ").split()}
+    assert named
+    assert named <= trained
+
+
+def test_the_tables_are_plain_means(whole: Path) -> None:
+    effects = pd.read_parquet(whole / "as-published" / "effects.parquet")
+    pairs = pd.read_parquet(whole / "as-published" / "pairs.parquet").set_index("pair")
+    kinds = pairs["labels"].map(lambda text: json.loads(text)["kind"])
+    used = set(pairs.index[pairs["status"] == "used"])
+    rows = _found(whole)["tables"]
+    assert {(row["table"], row["kind"]) for row in rows} >= {("Table 3", "definitional"), ("Table 4", "definitional")}
+    for row in rows:
+        mine = [
+            one for one in effects.itertuples() if one.sweep == row["patched_part"] and kinds[one.pair] == row["kind"]
+        ]
+        assert len(mine) == row["n"]
+        for run in ("clean", "corrupted", "patched"):
+            assert row[run] == pytest.approx(sum(getattr(one, run) for one in mine) / len(mine), rel=1e-12)
+        pooled = [one for one in mine if one.pair in used]
+        gap = sum(one.clean - one.corrupted for one in pooled)
+        if pooled and not row["cut"]:
+            assert row["recovery"] == pytest.approx(sum(one.patched - one.corrupted for one in pooled) / gap, rel=1e-9)
+        assert row["cut"] == (row["table"] == "Table 4")
+
+
+def test_the_model_is_compared_with_the_one_before_training(whole: Path) -> None:
+    manifest = json.loads((whole / "what-training-moved" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["base_model"]["name"] == "mini"
+    assert manifest["parity"]["max_abs_diff"] <= manifest["parity"]["tolerance"]
+    moved = {row["part"] for row in manifest["weights"] if row["distance"] > 0}
+    assert {"attn", "mlp", "embed"} <= moved
+
+
+def test_the_page_says_what_the_tables_say(whole: Path) -> None:
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    for words in ("CLAP's tables", "Gradient norm", "The abbreviation", "(cut)", "30 abstracts", "what-training-moved"):
+        assert words.replace("'", "&#39;") in page or words in page
+    assert "<script" not in page
+
+
+def test_finished_stages_are_not_done_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "finetune" / "clap-2" / "model.safetensors").stat().st_mtime_ns
+    assert _run_app(["clap", str(whole.parent / "study.toml"), "--out", str(whole), "--resume"]) == 0
+    assert (whole / "finetune" / "clap-2" / "model.safetensors").stat().st_mtime_ns == before
+    assert "CLAP's tables in our numbers" in capsys.readouterr().out
+
+
+def test_another_study_does_not_go_on_there(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_clap_study(tmp_path, STUDY.replace("seed = 3", "seed = 4"))
+    assert _run_app(["clap", str(study), "--out", str(whole), "--resume"]) == 2
+    assert "seed: 3 -> 4" in capsys.readouterr().err
+
+
+def test_the_papers_study_is_the_papers() -> None:
+    study = read_clap_study(ROOT / "studies" / "clap_paper.toml")
+    assert (study.model.name, study.corpus.query, study.corpus.most) == (
+        "gpt2", "epilepsy AND (EEG OR seizure)", 10_000,
+    )  # fmt: skip
+    assert study.finetune.presets == ("clap-1", "clap-2")
+    assert not study.finetune.settings
+    quick = study.quickened()
+    assert (quick.model.name, quick.corpus.most) == ("mini", 300)
+    assert "limit=300" in quick.finetune.settings
+    assert ClapStudy.model_validate({**study.model_dump(by_alias=True)}) == study
+
+
+def test_what_is_printed_does_not_follow_from_what_is_printed() -> None:
+    assert {name: round(recovery(*row[:3]), 3) for name, row in PRINTED.items()} == {
+        "Table 3": 0.7, "Table 4": 1.0, "Table 5": 0.864,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("[model]\n", "[model]\nrevison = 'x'\n"), "unknown key 'model.revison'"),
+        (("definitional = 6", "definitional = 5"), "questions.definitional"),
+        (('presets = ["clap-2"]', 'presets = ["clap-3"]'), "unknown preset 'clap-3'"),
+        (('"epochs=1"', '"epoch=1"'), "epoch"),
+        (('file = "abstracts.csv"', 'file = "gone.csv"'), "gone.csv"),
+        (('file = "abstracts.csv"', ""), "for PubMed"),
+        (('name = "mini"', 'name = "minni"'), "minni"),
+        (("schema = 1", "schema = 1\n[[sweep]]\nname = 'x'\n"), "engramscope run"),
+    ],
+)
+def test_faults_are_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], words: str
+) -> None:
+    study = write_clap_study(tmp_path, STUDY.replace(*change))
+    assert _run_app(["clap", str(study), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="There is no study file"):
+        read_clap_study(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("schema = ", encoding="utf-8")
+    with pytest.raises(StudyError, match="not valid TOML"):
+        read_clap_study(tmp_path / "bad.toml")
