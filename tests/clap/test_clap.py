@@ -141,7 +141,7 @@ def test_what_is_printed_does_not_follow_from_what_is_printed() -> None:
         (('file = "abstracts.csv"', 'file = "gone.csv"'), "gone.csv"),
         (('file = "abstracts.csv"', ""), "for PubMed"),
         (('name = "mini"', 'name = "minni"'), "minni"),
-        (("schema = 1", "schema = 1\n[[sweep]]\nname = 'x'\n"), "engramscope run"),
+        (("resamples = 200", "resamples = 200\n[[sweep]]\nname = 'x'"), "engramscope run"),
     ],
 )
 def test_faults_are_told_before_anything_is_made(
