@@ -22,7 +22,7 @@ from engramscope.engine.executor import Executor, Kind, ensure_evaluation, make_
 from engramscope.engine.plan import BaseRun, Constant, DerivedRun, FromRun, Patch, Plan, Readout
 from engramscope.models.model import Model
 from engramscope.models.site import is_weights
-from engramscope.models.weights import borrowed, tensors_of
+from engramscope.models.weights import borrowed
 
 Columns = Mapping[str, tuple[int, ...]] | None
 #: share of the memory that values of the other model's runs may take
@@ -147,7 +147,7 @@ class TwoModels(Executor):
             if not is_weights(patch.site) or not isinstance(patch.source, FromRun):
                 raise ValueError(f"run {run.id!r} patches values as well as weights")
             if _model_of(plan, patch.source.run) != plan.base_of(run).model:
-                names.update(tensors_of(self.model.hf, self.model.anatomy, patch.site, patch.layer))
+                names.update(self.model.tensors(patch.site, patch.layer))
         return frozenset(names) if self.way == "reference" else frozenset(names) & self.differing
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engramscope.errors import ModelError
 from engramscope.locate.cells import Cell
 from engramscope.locate.runs import places_of
 from engramscope.models.model import Model
-from engramscope.models.weights import differing, ensure_same_shape, tensors_of, weight_parts
+from engramscope.models.weights import differing, ensure_same_shape, weight_parts
 from engramscope.pairs.pair import PairSet
 
 #: sites whose value the weights of these parts of their own layer have a say in
@@ -32,6 +32,7 @@ class Changed:
 
     model: Model
     tensors: frozenset[str]
+    _lent: dict[object, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, site: str, layer: int | None) -> bool:
         """Whether the value at a site may differ for equal inputs; True where that is not known."""
@@ -51,9 +52,11 @@ class Changed:
 
     def lent(self, cell: Cell) -> frozenset[str]:
         """The tensors that a transplant replaces by others than are there."""
-        hf, anatomy = self.model.hf, self.model.anatomy
-        names = {name for site, layer in places_of(cell) for name in tensors_of(hf, anatomy, site, layer)}
-        return self.tensors.intersection(names)
+        key = (cell.site, cell.layers)
+        if key not in self._lent:
+            names = {name for site, layer in places_of(cell) for name in self.model.tensors(site, layer)}
+            self._lent[key] = self.tensors.intersection(names)
+        return self._lent[key]
 
     def _parts(self) -> dict[tuple[str, int | None], tuple[str, ...]]:
         return weight_parts(self.model.hf, self.model.anatomy)

@@ -185,9 +185,17 @@ class Model:
         """
         if is_weights(site):
             self._check_layer(site, layer)
-            tensors_of(self.hf, self.anatomy, site, layer)
+            self.tensors(site, layer)
         else:
             self.site(site, layer)
+
+    def tensors(self, site: str, layer: int | None = None) -> tuple[str, ...]:
+        """Names of the tensors that a weight site (`weights:mlp`) stands for.
+
+        Raises:
+            SiteError: no such part or module, or it holds no weights of its own.
+        """
+        return self.remember(f"{site} {layer}", lambda: tensors_of(self.hf, self.anatomy, site, layer))
 
     def shape(self, site: str) -> tuple[str | int, ...]:
         """The shape of a site's value, with the sizes of this model: ("batch", "seq", 12, 64) for `z` of GPT-2.
