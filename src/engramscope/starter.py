@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engramscope.errors import InputError
+from engramscope.pairs import read_pairs
 from engramscope.results.atomic import write_text
 from engramscope.tasks import TASKS, make_pairs
 
@@ -30,32 +31,16 @@ device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 # limit = 200                     # at most this many pairs
 
 [corruption]
-method = {method}
+{method}
 # method = "str"                  the pair's own corrupted prompt, as many tokens as the clean one
 # method = "gaussian"             noise on the subject's embeddings, its options on lines of their own:
 # sigma = 3.0
 # draws = 10
 # span = "subject"
-# others: answer, zero, mean, resample (engramscope tasks describes them)
+# others: answer, base_model, zero, mean, resample (engramscope tasks describes them)
 
 # One [[sweep]] per family of patches; each of its cells is patched on its own.
-[[sweep]]
-name = "heads"                    # which attention heads carry the answer?
-site = "z"                        # embed resid_pre resid_mid resid_post attn_out mlp_out q k v z pattern mlp_act
-layers = "each"                   # each | [0, 3, 5]       (or a module path such as "transformer.h.0.mlp.c_fc")
-heads = "each"                    # each | all (jointly) | [0, 6]
-positions = "all"                 # each | all (jointly) | last | ["subject_last", "last"]
-direction = "denoise"             # denoise: what suffices | noise: what is needed | both
-
-[[sweep]]
-name = "mlp"                      # which layers' MLPs?
-site = "mlp_out"
-positions = {positions}
-
-[[sweep]]
-name = "residual"                 # where does the information travel? layer by position
-site = "resid_post"
-positions = "each"
+{sweeps}
 
 [metrics]
 names = {metrics}
@@ -72,8 +57,53 @@ cluster = "group"                 # pairs of one group are not independent: grou
 check = 16                        # cells recomputed alone, to be sure
 """
 
+_SWEEPS = """\
+[[sweep]]
+name = "heads"                    # which attention heads carry the answer?
+site = "z"                        # embed resid_pre resid_mid resid_post attn_out mlp_out q k v z pattern mlp_act
+layers = "each"                   # each | [0, 3, 5]       (or a module path such as "transformer.h.0.mlp.c_fc")
+heads = "each"                    # each | all (jointly) | [0, 6]
+positions = "all"                 # each | all (jointly) | last | ["subject_last", "last"]
+direction = "denoise"             # denoise: what suffices | noise: what is needed | both
 
-def write_starter(path: Path, model: str | None, task: str | None, pairs: Path | None, *, force: bool = False) -> str:
+[[sweep]]
+name = "mlp"                      # which layers' MLPs?
+site = "mlp_out"
+positions = {positions}
+
+[[sweep]]
+name = "residual"                 # where does the information travel? layer by position
+site = "resid_post"
+positions = "each"\
+"""
+
+#: of a model and the one before training
+_SWEEPS_OF_TWO = """\
+[[sweep]]
+name = "MLP weights"              # whose MLP, put into the other model alone, brings the answer along?
+site = "weights:mlp"              # weights: block attn mlp norms embed final_norm head, or a module path
+direction = "both"                # denoise: trained weights into the base model | noise: the reverse | both
+
+[[sweep]]
+name = "attention weights"
+site = "weights:attn"
+direction = "both"
+
+[[sweep]]
+name = "groups of blocks"
+site = "weights:block"
+window = 3                        # three neighbours jointly; the single blocks are run beside them
+
+[[sweep]]
+name = "MLP activations"          # the other model's values on the same prompt
+site = "mlp_out"
+positions = {positions}\
+"""
+
+
+def write_starter(
+    path: Path, model: str | None, task: str | None, pairs: Path | None, *, base: str = "", force: bool = False
+) -> str:
     """Write a commented study file.
 
     Args:
@@ -81,6 +111,7 @@ def write_starter(path: Path, model: str | None, task: str | None, pairs: Path |
         model: name of the model; None for the one that the task is made for (`mini` for a pair file).
         task: a task to take the pairs from; the default without `pairs` is `clap_epilepsy`.
         pairs: a pair file instead, as it is found from here; it is written relative to the study file.
+        base: the model before it was trained, for a study of what training moved.
         force: overwrite an existing file.
 
     Returns:
@@ -96,17 +127,19 @@ def write_starter(path: Path, model: str | None, task: str | None, pairs: Path |
     if target.exists() and not force:
         raise InputError(f"{target} exists already; --force overwrites it.")
     name = task or "clap_epilepsy"
-    choice = _of_task(name) if pairs is None else _Choice("str", "mini", '"last"')
+    choice = _of_task(name) if pairs is None else _of_file(pairs)
     source = f"task = {_quoted(name)}" if pairs is None else f"file = {_quoted(_relative(pairs, target))}"
-    swap = choice.corruption == "answer"
+    swap = choice.corruption == "answer" and not base
+    sweeps = (_SWEEPS_OF_TWO if base else _SWEEPS).format(positions=choice.positions)
+    method = f"method = {_quoted(choice.corruption)}"
     text = _TEMPLATE.format(
         file=target.name,
         name=_quoted(_plain(target.stem)),
         model=_quoted(model or choice.model),
         pairs=source,
-        method=_quoted(choice.corruption),
+        method=f'method = "base_model"\nbase = {_quoted(base)}' if base else method,
+        sweeps=sweeps,
         metrics='["mean_logit_diff"]' if swap else '["logit_diff", "prob"]',
-        positions=choice.positions,
     )
     write_text(target, text)
     return f"Wrote {target}. Next: engramscope check {shlex.quote(str(target))}"
@@ -126,6 +159,19 @@ def _of_task(name: str) -> _Choice:
     named = task.span if all(task.span in known for known in spans) else None
     positions = '["subject_last"]' if subject else f'["{named}"]' if named else '"last"'
     return _Choice(task.corruption, task.model, positions)
+
+
+def _of_file(path: Path) -> _Choice:
+    """Pairs without corrupted prompts are questions for the answer swap; a file that cannot be read is named later."""
+    try:
+        pairs = read_pairs(path)
+    except InputError:
+        return _Choice("str", "mini", '"last"')
+    subject = bool(len(pairs)) and all("subject" in pair.spans for pair in pairs)
+    swap = bool(len(pairs)) and all(pair.corrupted is None and pair.incorrect for pair in pairs)
+    if swap:
+        return _Choice("answer", "mini", '"all"')
+    return _Choice("str", "mini", '["subject_last", "last"]' if subject else '"last"')
 
 
 def _relative(pairs: Path, target: Path) -> str:

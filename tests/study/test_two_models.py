@@ -174,3 +174,58 @@ def test_pairs_without_corrupted_prompts_will_do(gpt2: Path, tuned: Path, tmp_pa
     result = run_study(_study(tmp_path, tuned, gpt2, rows=rows, sweeps=SWEEPS[:1]), tmp_path / "out")
     effects: pd.DataFrame = result.effects()
     assert len(effects) == len(rows) * 3 * 2
+
+
+def test_the_table_of_distances_shows_the_manifest_and_the_summary(gpt2: Path, tuned: Path, tmp_path: Path) -> None:
+    from engramscope.report.load import load
+    from engramscope.report.training import moved_weights, moved_words
+    from engramscope.report.words import percent
+
+    result = run_study(_study(tmp_path, tuned, gpt2), tmp_path / "out")
+    moved = moved_weights(load(tmp_path / "out"))
+    assert moved is not None
+    distance = {(row["part"], row["layer"]): row["relative"] for row in result.manifest()["weights"]}
+    table = result.summary()
+    first = table[(table["metric"] == "logit_diff") & (table["direction"] == "denoise") & (table["window"] == 1)]
+    recovery = {
+        (site.removeprefix("weights:"), None if pd.isna(layer) else int(layer)): value
+        for site, layer, value in zip(first["site"], first["layer"], first["recovery"], strict=True)
+    }
+    parts, verbs = ("Attention", "MLP", "Norms"), ("moved", "restores")
+    assert moved.heads == tuple(f"{part} {verb}" for part in parts for verb in verbs)
+    assert [name for name, _ in moved.rows] == ["Layer 0", "Layer 1", "Layer 2", "Embeddings", "Final norm"]
+    for layer in range(3):
+        wanted = [
+            percent(value)
+            for part in ("attn", "mlp", "norms")
+            for value in (distance[part, layer], recovery[part, layer])
+        ]
+        assert [text for text, _ in moved.rows[layer][1]] == wanted
+    embeddings = [text for text, _ in moved.rows[3][1]][:2]
+    assert embeddings == [percent(distance["embed", None]), percent(recovery["embed", None])]
+    assert max(share for _, cells in moved.rows for _, share in cells[:1]) <= 100
+    assert "rank correlation" not in moved_words(load(tmp_path / "out"))  # three layers say nothing
+
+
+def test_a_starter_for_two_models_is_accepted_as_it_stands(gpt2: Path, tuned: Path, tmp_path: Path) -> None:
+    from tests.tiny_study import pair_rows, write_pairs
+
+    write_pairs(tmp_path / "pairs.jsonl", pair_rows())
+    file = str(tmp_path / "moved.toml")
+    pairs = str(tmp_path / "pairs.jsonl")
+    assert _run_app(["new", file, "--model", str(tuned), "--base", str(gpt2), "--pairs", pairs]) == 0
+    assert _run_app(["check", file, "--quiet"]) == 0
+    assert _run_app(["run", file, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+def test_a_starter_for_questions_without_corrupted_prompts_swaps_answers(gpt2: Path, tmp_path: Path) -> None:
+    from engramscope.study_file import read_study
+    from tests.tiny_study import pair_rows, write_pairs
+
+    rows = [{key: value for key, value in row.items() if not key.startswith("corrupted")} for row in pair_rows()]
+    write_pairs(tmp_path / "pairs.jsonl", rows)
+    file = tmp_path / "swap.toml"
+    assert _run_app(["new", str(file), "--model", str(gpt2), "--pairs", str(tmp_path / "pairs.jsonl")]) == 0
+    study = read_study(file)
+    assert (study.corruption.method, study.metrics.names) == ("answer", ["mean_logit_diff"])
+    assert _run_app(["check", str(file), "--quiet"]) == 0

@@ -53,15 +53,12 @@ def questions(
         for line in summary(found, len(table)):
             typer.echo(line)
         typer.echo(f"\nQuestions: {out}\nTo review: {review}")
-        typer.echo(_next(model_name, out, form))
+        typer.echo(_next(model_name, out))
 
 
 def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _next(model: str, out: Path, form: str) -> str:
-    command = f"Next: engramscope new study.toml --model {shlex.quote(model)} --pairs {shlex.quote(str(out))}"
-    if form == "prompts":
-        return command
-    return f'{command}\nand in study.toml: method = "answer" and names = ["mean_logit_diff"]'
+def _next(model: str, out: Path) -> str:
+    return f"Next: engramscope new study.toml --model {shlex.quote(model)} --pairs {shlex.quote(str(out))}"

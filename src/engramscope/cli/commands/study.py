@@ -70,12 +70,13 @@ def new(
     ] = None,
     task: Annotated[str | None, typer.Option(help="A task to take the pairs from.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="A pair file to take them from instead.")] = None,
+    base: Annotated[str, typer.Option(help="The model before training: a study of what training moved.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
     """Write a commented study file to start from."""
     from engramscope.starter import write_starter
 
-    typer.echo(write_starter(path, model_name, task, pairs, force=force))
+    typer.echo(write_starter(path, model_name, task, pairs, base=base, force=force))
 
 
 @app.command(epilog="Example: engramscope report results")
