@@ -319,10 +319,12 @@ def provenance(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     model = section(manifest, "model")
     sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_mlp", "vocab")
     timings = section(manifest, "timings_s")
+    base = _named(section(manifest, "base_model"), ("name", "source", "revision", "weight_hash"))
     return [
         ("Model", [*_named(model, ("name", "source", "model_type", "revision", "weight_hash", "dtype", "device")),
                    *((name, whole(int(model[name]))) for name in (*sizes, "parameters")
                      if not missing(model.get(name)))]),
+        *([("Model before training", base)] if base else []),
         ("Run", [*_named(manifest, ("engramscope", "status", "started", "finished")),
                  ("elapsed", seconds(manifest.get("elapsed_s"))),
                  *_named(manifest, ("platform", "seed", "study_hash", "schema", "executor", "memory")),
