@@ -120,8 +120,8 @@ def test_the_papers_study_is_the_papers() -> None:
     assert study.finetune.presets == ("clap-1", "clap-2")
     assert not study.finetune.settings
     quick = study.quickened()
-    assert (quick.model.name, quick.corpus.most) == ("mini", 300)
-    assert "limit=300" in quick.finetune.settings
+    assert (quick.model.name, quick.corpus.most) == ("mini", 600)
+    assert "limit=600" in quick.finetune.settings
     assert ClapStudy.model_validate({**study.model_dump(by_alias=True)}) == study
 
 
