@@ -14,7 +14,7 @@ from engramscope.engine.executor import Kind
 from engramscope.engine.machine import float32_products
 from engramscope.locate.cells import cells_of
 from engramscope.locate.experiment import Experiment, Parity, Progress, noise_floor, set_up
-from engramscope.models import Model
+from engramscope.models import Model, load_model
 from engramscope.pairs.pair import PairSet
 from engramscope.results.effect_scale import shown
 from engramscope.results.frames import to_xarray
@@ -104,7 +104,7 @@ def patch(
     receiver_positions: str | Sequence[str] = "all",
     mlps: Literal["live", "frozen"] = "live",
     corruption: str = "str",
-    base: Model | None = None,
+    base: Model | str | None = None,
     options: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = ("logit_diff",),
     cluster: str = "group",
@@ -138,7 +138,8 @@ def patch(
         receiver_positions: where they receive: "all", "last", or roles and spans by name.
         mlps: with receivers: whether MLPs in between pass the difference on ("live") or not ("frozen").
         corruption: how the corrupted run is made, a name from `engramscope tasks`.
-        base: with the corruption "base_model", the model before it was trained; `site` may then be `weights:mlp`, too.
+        base: with the corruption "base_model", the model before it was trained, or its name; `site` may then be
+            `weights:mlp`, too.
         options: of the corruption.
         metrics: names; the first decides which pairs have a gap.
         cluster: what makes pairs dependent: "group", "pair" or the name of a label.
@@ -190,6 +191,9 @@ def patch(
         "patch()",
     )
     inputs = inputs_of(study, "", Path(), pairs)
+    if isinstance(base, str):
+        dtype = str(model.dtype).removeprefix("torch.")
+        base = load_model(base, dtype=dtype, device=str(model.device))
     ensure_base(inputs, model, base)
     tokens = tokens_of(inputs, model.tokenizer)
     check_against_model(inputs, tokens, model.anatomy, model.tokenizer, model.offers)

@@ -19,11 +19,12 @@ _NO_MATTER = frozenset({
     "_attn_implementation", "attn_implementation", "_attn_implementation_internal", "auto_map", "architectures",
     "id2label", "label2id",
 })  # fmt: skip
-#: parts of the keys of a configuration that a forward in evaluation does not look at
-_NOT_IN_A_FORWARD = (
-    "drop", "initializer", "token_id", "summary_", "task_", "problem_type", "label", "output_", "return_dict",
-    "checkpointing", "pretraining_tp", "chunk_size", "finetuning",
-)  # fmt: skip
+#: keys of a configuration that a forward in evaluation does not look at, and parts of such keys
+_NOT_IN_A_FORWARD = frozenset({
+    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "gradient_checkpointing",
+    "pretraining_tp", "problem_type", "finetuning_task", "initializer_range", "use_return_dict",
+})  # fmt: skip
+_NOT_IN_A_FORWARD_AT_ALL = ("dropout", "pdrop", "token_id", "summary_", "task_specific")
 #: what a tokenizer's file remembers of how it was last called
 _LAST_CALL = frozenset({"padding", "truncation"})
 
@@ -87,7 +88,11 @@ def model_fingerprints(model: Model) -> dict[str, Any]:
 def matters_in_a_forward(model: Model) -> dict[str, Any]:
     """A configuration without what says nothing of a forward in evaluation: dropout, initialisation, special tokens."""
     kept = _what_matters(_plain_config(model.hf.config))
-    return {key: value for key, value in kept.items() if not any(word in key for word in _NOT_IN_A_FORWARD)}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key not in _NOT_IN_A_FORWARD and not any(word in key for word in _NOT_IN_A_FORWARD_AT_ALL)
+    }
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -57,5 +57,5 @@ def prints_of(model: Model, base: Model | None) -> dict[str, Any]:
 
 def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:
     """How far the weights of every part moved in training, as plain data."""
-    found = model.remember(f"moved from {base.weight_hash()}", lambda: distances(base.hf, model.hf, model.anatomy))
+    found = distances(base, model.hf)
     return [{key: None if value != value else value for key, value in asdict(row).items()} for row in found]

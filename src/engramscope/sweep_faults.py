@@ -7,7 +7,17 @@ from typing import Protocol
 
 from engramscope.corruptions._base import Corruption
 from engramscope.locate.paths import SENDERS, receiver_faults
-from engramscope.models.site import HEAD_SITES, KV_SITES, SITES, exists_once, is_module_path, is_weights
+from engramscope.models.site import (
+    GLOBAL_PARTS,
+    HEAD_SITES,
+    KV_SITES,
+    LAYER_PARTS,
+    SITES,
+    WEIGHTS,
+    exists_once,
+    is_module_path,
+    is_weights,
+)
 from engramscope.pairs import TokenizedPair
 from engramscope.registry import nearest
 from engramscope.study_file import SweepSection
@@ -32,9 +42,9 @@ class Sizes(Protocol):
 
 def site_faults(sweep: SweepSection) -> list[str]:
     """A site that does not exist, or that has no heads, layers or windows as they are asked for."""
+    if fault := _unknown_site(sweep.site):
+        return [f"Sweep {sweep.name!r}: {fault}"]
     faults = []
-    if is_module_path(sweep.site) and "." not in sweep.site and not _could_be_module(sweep.site):
-        faults.append(f"Sweep {sweep.name!r}: unknown site {sweep.site!r}{nearest(sweep.site, SITES)}")
     named = not is_module_path(sweep.site) and not is_weights(sweep.site)
     if named and sweep.site not in HEAD_SITES and sweep.heads != "all":
         faults.append(
@@ -96,6 +106,17 @@ def tracing_faults(sweep: SweepSection, corruption: Corruption) -> list[str]:
     if corruption.level == "activation":
         faults.append(f"{where} paths need a corrupted run for the sender's values; this corruption makes none.")
     return faults
+
+
+def _unknown_site(site: str) -> str:
+    """Why there is no such site in any model; empty where there may be."""
+    parts = (*LAYER_PARTS, *GLOBAL_PARTS)
+    part = site.removeprefix(WEIGHTS)
+    if is_weights(site) and "." not in part and part not in parts and not _could_be_module(part):
+        return f"{site}: there is no part {part!r}{nearest(part, parts)} Or give the path of a module."
+    if is_weights(site) or not is_module_path(site) or "." in site or _could_be_module(site):
+        return ""
+    return f"unknown site {site!r}{nearest(site, (*SITES, *(WEIGHTS + part for part in parts)))}"
 
 
 def _could_be_module(site: str) -> bool:

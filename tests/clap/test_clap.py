@@ -75,9 +75,10 @@ def test_the_tables_are_plain_means(whole: Path) -> None:
             one for one in effects.itertuples() if one.sweep == row["patched_part"] and kinds[one.pair] == row["kind"]
         ]
         assert len(mine) == row["n"]
-        for run in ("clean", "corrupted", "patched"):
-            assert row[run] == pytest.approx(sum(getattr(one, run) for one in mine) / len(mine), rel=1e-12)
         pooled = [one for one in mine if one.pair in used]
+        assert len(pooled) == row["n_pooled"]
+        for run in ("clean", "corrupted", "patched") if pooled else ():
+            assert row[run] == pytest.approx(sum(getattr(one, run) for one in pooled) / len(pooled), rel=1e-12)
         gap = sum(one.clean - one.corrupted for one in pooled)
         if pooled and not row["cut"]:
             assert row["recovery"] == pytest.approx(sum(one.patched - one.corrupted for one in pooled) / gap, rel=1e-9)
@@ -110,6 +111,41 @@ def test_another_study_does_not_go_on_there(whole: Path, tmp_path: Path, capsys:
     study = write_clap_study(tmp_path, STUDY.replace("seed = 3", "seed = 4"))
     assert _run_app(["clap", str(study), "--out", str(whole), "--resume"]) == 2
     assert "seed: 3 -> 4" in capsys.readouterr().err
+
+
+def test_what_was_found_outlives_a_refusal_and_an_earlier_stage(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _found(whole)
+    answers = whole / "questions" / "answers.jsonl"
+    kept = answers.read_text(encoding="utf-8")
+    answers.write_text("".join(kept.splitlines(keepends=True)[:-2]), encoding="utf-8")
+    assert _run_app(["clap", str(whole.parent / "study.toml"), "--out", str(whole), "--resume"]) == 2
+    assert "as-published belongs to another study" in capsys.readouterr().err
+    answers.write_text(kept, encoding="utf-8")
+    assert _found(whole) == before
+    again = ["clap", str(whole.parent / "study.toml"), "--out", str(whole), "--resume", "--until", "corpus", "--quiet"]
+    assert _run_app(again) == 0
+    assert _found(whole) == before
+
+
+def test_other_abstracts_under_the_same_name_are_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = whole.parent / "abstracts.csv"
+    kept = corpus.read_text(encoding="utf-8")
+    corpus.write_text("".join(kept.splitlines(keepends=True)[:-1]), encoding="utf-8")
+    assert _run_app(["clap", str(whole.parent / "study.toml"), "--out", str(whole), "--resume"]) == 2
+    assert "abstracts.csv" in capsys.readouterr().err
+    corpus.write_text(kept, encoding="utf-8")
+
+
+def test_questions_of_ones_own_are_read_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_clap_study(tmp_path, STUDY.replace("min_documents = 1", 'min_documents = 1\nprompts = "mine.jsonl"'))
+    (tmp_path / "mine.jsonl").write_text("no json\n", encoding="utf-8")
+    assert _run_app(["clap", str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "mine.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_papers_study_is_the_papers() -> None:

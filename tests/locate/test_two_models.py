@@ -236,7 +236,7 @@ def test_the_models_are_as_they_were_afterwards() -> None:
 def test_what_was_borrowed_is_given_back_where_a_forward_fails() -> None:
     tuned, base = _models("gpt2")
     kept = copy.deepcopy(weight_tensors(base.hf))
-    names = tensors_of(base.hf, base.anatomy, "weights:mlp", 0)
+    names = tensors_of(base, "weights:mlp", 0)
 
     def fail() -> None:
         with borrowed(base.hf, tuned.hf, names):
@@ -251,11 +251,11 @@ def test_what_was_borrowed_is_given_back_where_a_forward_fails() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_hold_every_tensor_once_and_distances_are_norms(family: str) -> None:
     tuned, base = _models(family)
-    parts = weight_parts(base.hf, base.anatomy)
+    parts = weight_parts(base)
     names = [name for part in parts.values() for name in part]
     assert sorted(names) == sorted(weight_tensors(base.hf))
     old, new = weight_tensors(base.hf), weight_tensors(tuned.hf)
-    found = {(row.part, row.layer): row for row in distances(base.hf, tuned.hf, base.anatomy)}
+    found = {(row.part, row.layer): row for row in distances(base, tuned.hf)}
     for key, members in parts.items():
         moved = torch.cat([(new[name] - old[name]).flatten() for name in members])
         size = torch.cat([old[name].flatten() for name in members])
@@ -302,3 +302,100 @@ def test_a_metric_on_whole_answers_borrows_for_every_token_of_them() -> None:
             logits = mixed(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].log_softmax(-1)
         wanted = sum(float(logits[len(prompt) - 1 + at, token]) for at, token in enumerate(answer))
         assert row.patched == pytest.approx(wanted, abs=1e-9)
+
+
+def _only(hf: Any, *names: str) -> Any:
+    """A copy in which these tensors moved, and no other."""
+    moved = copy.deepcopy(hf)
+    with torch.no_grad():
+        for name in names:
+            tensor = moved.get_parameter(name)
+            shape, generator = tensor.shape, torch.Generator().manual_seed(5)
+            tensor.add_(0.5 * torch.randn(shape, generator=generator, dtype=tensor.dtype))
+    return moved
+
+
+def _shared() -> Any:
+    hf = tiny_hf("gpt2", vocab_size=len(tokenizer())).double()
+    hf.transformer.h[2].mlp.c_fc.weight = hf.transformer.h[0].mlp.c_fc.weight
+    return hf
+
+
+#: what is easily put in the wrong place: (model, tensors that moved)
+ODD: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "tied head with a bias of its own": (
+        lambda: tiny_hf("phi", vocab_size=len(tokenizer()), tie_word_embeddings=True), ("model.embed_tokens.weight",)
+    ),
+    "a norm and a projection behind the blocks": (
+        lambda: tiny_hf("opt", vocab_size=len(tokenizer()), word_embed_proj_dim=16),
+        ("model.decoder.final_layer_norm.weight",),
+    ),
+    "a projection in front of the blocks": (
+        lambda: tiny_hf("opt", vocab_size=len(tokenizer()), word_embed_proj_dim=16),
+        ("model.decoder.project_in.weight",),
+    ),
+    "positions": (lambda: tiny_hf("gpt2", vocab_size=len(tokenizer())), ("transformer.wpe.weight",)),
+    "a tensor of two layers": (_shared, ("transformer.h.0.mlp.c_fc.weight",)),
+    "a norm of the embedding": (
+        lambda: tiny_hf("bloom", vocab_size=len(tokenizer())), ("transformer.word_embeddings_layernorm.weight",)
+    ),
+    "norms of queries": (
+        lambda: tiny_hf("qwen3", vocab_size=len(tokenizer())), ("model.layers.1.self_attn.q_norm.weight",)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_said_to_hold_by_construction_holds(name: str) -> None:
+    make, moved = ODD[name]
+    words, hf = tokenizer(), make().double()
+    tuned = Model.from_parts(_only(hf, *moved), words, name="tuned")
+    base = Model.from_parts(hf, words, name="base")
+    sites = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "mlp_act", "final_norm")
+    for site in (*(site for site in sites if site in tuned.sites), "weights:block", "weights:embed"):
+        ways = [
+            patch(tuned, _pairs(1), site, corruption="base_model", base=base, direction="both", resamples=100,
+                  executor=executor, check=0).effects["patched"].astype(float)
+            for executor in ("traversal", "reference")
+        ]  # fmt: skip
+        assert (ways[0] - ways[1]).abs().max() < 1e-9, site
+
+
+def test_parts_of_a_tied_head_with_a_bias() -> None:
+    words = tokenizer()
+    hf = tiny_hf("phi", vocab_size=len(words), tie_word_embeddings=True).double()
+    tuned, base = (Model.from_parts(one, words, name="m") for one in (_tuned(hf), hf))
+    with pytest.raises(InputError, match="shares its weights with the token embedding"):
+        patch(tuned, _pairs(1), "weights:head", corruption="base_model", base=base, resamples=100)
+
+
+def test_a_shared_module_is_part_of_every_block_that_has_it() -> None:
+    hf = tiny_hf("gpt2", vocab_size=len(tokenizer()))
+    hf.transformer.h[2].mlp = hf.transformer.h[0].mlp
+    model = Model.from_parts(hf, tokenizer(), name="m", check=False)
+    shared = {name for name in model.tensors("weights:mlp", 0)}
+    assert shared
+    assert shared <= set(model.tensors("weights:block", 2))
+
+
+def test_distances_of_a_model_in_memory_follow_its_weights() -> None:
+    from engramscope.study_base import moved_weights
+
+    tuned, base = _models("gpt2")
+    first = {(row["part"], row["layer"]): row["distance"] for row in moved_weights(tuned, base)}
+    with torch.no_grad():
+        tuned.hf.transformer.h[1].mlp.c_fc.weight.add_(1.0)
+    again = {(row["part"], row["layer"]): row["distance"] for row in moved_weights(tuned, base)}
+    assert again["mlp", 1] > first["mlp", 1] + 1
+    assert again["mlp", 0] == first["mlp", 0]
+
+
+def test_the_base_may_be_given_by_its_name() -> None:
+    from engramscope import load_model
+
+    base = load_model("mini")
+    tuned = Model.from_parts(_tuned(base.hf, "transformer.h.2.mlp."), base.tokenizer, name="tuned")
+    pairs = PairSet((Pair(id="a", clean="The abbreviation EEG stands for", correct=(" the",), incorrect=(" a",)),))
+    by_name = patch(tuned, pairs, "weights:mlp", corruption="base_model", base="mini", resamples=100).effects
+    by_model = patch(tuned, pairs, "weights:mlp", corruption="base_model", base=base, resamples=100).effects
+    assert by_name["patched"].tolist() == by_model["patched"].tolist()

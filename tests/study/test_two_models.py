@@ -112,7 +112,7 @@ def test_check_knows_two_models(gpt2: Path, tuned: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sweeps": [{"name": "w", "site": "weights:mpl"}]}, "no part and no module 'mpl'; did you mean 'mlp'?"),
+        ({"sweeps": [{"name": "w", "site": "weights:mpl"}]}, "no part 'mpl'; did you mean 'mlp'?"),
         ({"sweeps": [{"name": "w", "site": "weights:head"}]}, "shares its weights with the token embedding"),
         ({"sweeps": [{"name": "w", "site": "weights:mlp", "positions": "last"}]}, "every position and head"),
         ({"sweeps": [{"name": "w", "site": "weights:mlp", "layers": [7]}]}, "layer 7 does not exist"),
@@ -193,7 +193,8 @@ def test_the_table_of_distances_shows_the_manifest_and_the_summary(gpt2: Path, t
     }
     parts, verbs = ("Attention", "MLP", "Norms"), ("moved", "restores")
     assert moved.heads == tuple(f"{part} {verb}" for part in parts for verb in verbs)
-    assert [name for name, _ in moved.rows] == ["Layer 0", "Layer 1", "Layer 2", "Embeddings", "Final norm"]
+    assert [name for name, _ in moved.rows] == ["Layer 0", "Layer 1", "Layer 2"]
+    assert [name for name, _ in moved.others] == ["Embeddings", "Final norm"]
     for layer in range(3):
         wanted = [
             percent(value)
@@ -201,7 +202,7 @@ def test_the_table_of_distances_shows_the_manifest_and_the_summary(gpt2: Path, t
             for value in (distance[part, layer], recovery[part, layer])
         ]
         assert [text for text, _ in moved.rows[layer][1]] == wanted
-    embeddings = [text for text, _ in moved.rows[3][1]][:2]
+    embeddings = [text for text, _ in moved.others[0][1]]
     assert embeddings == [percent(distance["embed", None]), percent(recovery["embed", None])]
     assert max(share for _, cells in moved.rows for _, share in cells[:1]) <= 100
     assert "rank correlation" not in moved_words(load(tmp_path / "out"))  # three layers say nothing

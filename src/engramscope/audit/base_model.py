@@ -43,7 +43,7 @@ class BaseModel(Check):
         changed = context.changed
         if changed is None:
             return []
-        parts = weight_parts(changed.model.hf, changed.model.anatomy)
+        parts = weight_parts(changed.model)
         same = [key for key, names in parts.items() if not changed.tensors.intersection(names)]
         if not same:
             return []

@@ -30,8 +30,9 @@ SETTINGS: Mapping[str, str] = {
     "validation": "Held-out share",
     "seed": "Seed",
 }
-#: figures of a study that stand on this page, at most
-_FIGURES = 4
+#: figures of a study that stand on this page, at most, and which come first
+_FIGURES = 6
+_FIRST = ("layers", "profile", "heads", "mlps", "mlp", "residual")
 
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
@@ -46,6 +47,7 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
         found=found,
         sentences=sentences(found),
         mentions=_mentions(found),
+        sampled=found["finetune"][found["best"]]["settings"].get("limit"),
         corpus_figures=_figures(_corpus_folder(folder, found) / "figures", 3),
         settings=_settings(found),
         curves=[_curves(name, manifest) for name, manifest in found["finetune"].items()],
@@ -104,7 +106,8 @@ def _table(row: Mapping[str, Any]) -> dict[str, Any]:
     low, high = row["recovery_low"], row["recovery_high"]
     printed = row["printed"]
     return {
-        **{key: row[key] for key in ("table", "patched_part", "kind", "about", "cut", "n")},
+        **{key: row[key] for key in ("table", "patched_part", "kind", "about", "cut")},
+        "n": f"{row['n_pooled']} of {row['n']}",
         **{run: number(row[run]) for run in ("clean", "corrupted", "patched")},
         "recovery": percent(row["recovery"]),
         "interval": "" if low is None or high is None else f"{percent(low)} to {percent(high)}",
@@ -116,10 +119,14 @@ def _table(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _study(folder: Path, name: str, title: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, "title": title, **said, "figures": _figures(folder / name / "figures", _FIGURES)}
+    return {"name": name, "title": title, **said, "figures": _figures(folder / name / "figures", _FIGURES, _FIRST)}
 
 
-def _figures(folder: Path, most: int) -> list[dict[str, str]]:
-    files = sorted(folder.glob("*.svg"), key=lambda file: (not file.stem.startswith("profile"), file.stem))
-    names = {file: file.stem.replace("-", " ").replace("_", " ") for file in files[:most]}
-    return [{"name": name, "source": embedded_file(file)} for file, name in names.items()]
+def _figures(folder: Path, most: int, first: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    """Figures of a folder: those whose names begin with `first`, in that order, then others."""
+
+    def place(file: Path) -> tuple[int, str]:
+        return next((at for at, start in enumerate(first) if file.stem.startswith(start)), len(first)), file.stem
+
+    chosen = sorted(folder.glob("*.svg"), key=place)[:most]
+    return [{"name": file.stem.replace("-", " ").replace("_", " "), "source": embedded_file(file)} for file in chosen]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from engramscope.results.folders import refuse_occupied
 from engramscope.results.store import differences
 from engramscope.study import StudyResult, run_study
 from engramscope.study_file import study_toml
+from engramscope.study_inputs import read_inputs
+from engramscope.study_steps import refuse_early
 
 RESULT = "clap.json"
 STAGES = ("corpus", "finetune", "questions", "studies")
@@ -85,6 +88,7 @@ def run_clap(
     out: Path | str,
     *,
     here: Path = Path(),
+    quick: bool = False,
     resume: bool = False,
     until: str = "studies",
     progress: Progress | None = None,
@@ -96,6 +100,7 @@ def run_clap(
         study: from `read_clap_study`, quickened or not.
         out: a new folder.
         here: where relative paths of the study start.
+        quick: said on the page: it is a try.
         resume: go on in a folder where an earlier run of the same study stopped. Questions that were edited there in
             between are taken as they are.
         until: the last stage that is run (`STAGES`); for a look at the questions before they are asked.
@@ -110,10 +115,13 @@ def run_clap(
     folder = Path(out)
     refuse_occupied(folder, resume)
     _refuse_early(study, here)
-    _same_study(folder, study, resume)
+    begun = {"schema": 1, "status": "running", "study": study.identity(), "files": _hashes(study, here),
+             "quick": quick}  # fmt: skip
+    before = _earlier(folder, begun, resume)
     folder.mkdir(parents=True, exist_ok=True)
     call = _Call(study, folder, here, progress, say or (lambda text: None))
-    found: dict[str, Any] = {"schema": 1, "status": "running", "study": study.identity(), "versions": versions()}
+    # what an earlier run has found stays until there is something newer
+    found: dict[str, Any] = {**before, **begun, "status": before.get("status", "running"), "versions": versions()}
     write_json(folder / RESULT, found)
     stages = STAGES[: STAGES.index(until) + 1]
     corpus = _corpus(call)
@@ -143,8 +151,12 @@ def _refuse_early(study: ClapStudy, here: Path) -> None:
     for preset in study.finetune.presets:
         _collect(faults, lambda preset=preset: resolve_settings(preset, study.finetune.settings))
     _collect(faults, lambda: load_config(study.model.name))
-    files = (study.corpus.file, study.questions.prompts, study.questions.answers)
-    faults += [f"There is no file {str(here / name)!r}." for name in files if name and not (here / name).exists()]
+    own = [name for name in (study.questions.prompts, study.questions.answers) if name]
+    files = [name for name in (study.corpus.file, *own) if name]
+    faults += [f"There is no file {str(here / name)!r}." for name in files if not (here / name).exists()]
+    for name in own:
+        if (here / name).exists():
+            _collect(faults, lambda name=name: read_pairs(here / name))
     if faults:
         raise InputError(list(dict.fromkeys(faults)))
 
@@ -156,15 +168,35 @@ def _collect(faults: list[str], make: Callable[[], Any]) -> None:
         faults += error.faults
 
 
-def _same_study(folder: Path, study: ClapStudy, resume: bool) -> None:
+def _earlier(folder: Path, now: Mapping[str, Any], resume: bool) -> dict[str, Any]:
+    """What an earlier run of the same study has written down; empty where there was none.
+
+    Raises:
+        ResultsError: it was another study, or of other files; what differs.
+    """
     file = folder / RESULT
     if not resume or not folder.exists() or not any(folder.iterdir()):
-        return
+        return {}
     if not file.exists():
         raise ResultsError(f"{folder} holds no study that could go on: {RESULT} is missing.")
-    before = json.loads(file.read_text(encoding="utf-8")).get("study") or {}
-    if changed := differences(before, json.loads(json.dumps(study.identity()))):
+    before = json.loads(file.read_text(encoding="utf-8"))
+    plain = json.loads(json.dumps(dict(now)))
+    changed = [item for key in ("study", "files") for item in differences(before.get(key) or {}, plain[key])]
+    if changed:
         raise ResultsError([f"{folder} holds another study; choose another folder.", *changed[:20]])
+    return before
+
+
+def _hashes(study: ClapStudy, here: Path) -> dict[str, str]:
+    """SHA-256 of the files that the study takes in."""
+    found = {}
+    for name in (study.corpus.file, study.questions.prompts, study.questions.answers):
+        path = here / name if name else None
+        path = path / TABLE if path is not None and path.is_dir() else path
+        if path is not None and path.is_file():
+            with path.open("rb") as handle:
+                found[name] = file_digest(handle, "sha256").hexdigest()
+    return found
 
 
 def _corpus(call: _Call) -> Corpus:
@@ -258,21 +290,41 @@ def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
             common, pairs["prompts"], files["prompts"], origin, model.anatomy.n_layers
         ),
     }
-    results: dict[str, StudyResult] = {}
     for title, raw in declared.items():
+        _refuse_study(call, title, raw)
+    results: dict[str, StudyResult] = {}
+    for title in declared:
         call.say(f"Study {title}.")
-        results[title] = _run(call, title, raw, model, base if title == "what-training-moved" else None)
+        results[title] = _run(call, title, model, base if title == "what-training-moved" else None)
     return {
         "tables": clap_tables(results["as-published"]),
         "studies": {title: _said(result) for title, result in results.items()},
     }
 
 
-def _run(call: _Call, title: str, raw: Mapping[str, Any], model: Model, base: Model | None) -> StudyResult:
+def _refuse_study(call: _Call, title: str, raw: Mapping[str, Any]) -> None:
+    """What is wrong with the questions of a study, before any study is run.
+
+    Raises:
+        InputError: names the file.
+    """
     file, out = call.folder / "studies" / f"{title}.toml", call.folder / title
     file.parent.mkdir(exist_ok=True)
     write_text(file, study_toml(raw))
-    return run_study(file, out, resume=(out / "manifest.json").exists(), model=model, base=base, progress=call.progress)
+    try:
+        refuse_early(read_inputs(file), out, (out / "manifest.json").exists())
+    except InputError as error:
+        raise InputError([f"{(file.parent / raw['pairs']['file']).resolve()}:", *error.faults]) from None
+
+
+def _run(call: _Call, title: str, model: Model, base: Model | None) -> StudyResult:
+    file, out = call.folder / "studies" / f"{title}.toml", call.folder / title
+    there = (out / "manifest.json").exists()
+    try:
+        return run_study(file, out, resume=there, model=model, base=base, progress=call.progress)
+    except ResultsError as error:
+        hint = f"Where questions were edited after this study had been run: remove {out}, and go on with --resume."
+        raise ResultsError([*error.faults, *([hint] if there else [])]) from None
 
 
 def _said(result: StudyResult) -> dict[str, Any]:

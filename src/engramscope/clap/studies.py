@@ -25,9 +25,8 @@ _KIND = "kind"
 def as_published(common: Mapping[str, Any], pairs: PairSet, file: str, modules: Sequence[str]) -> dict[str, Any]:
     """Tables 3 to 5: the first feed-forward layer, the final output layer, the first convolutional one; and all layers.
 
-    GPT-2 calls its linear maps `Conv1D`; the convolutional layer is taken to be the one in front of the first
-    attention, or where a model has no such module, its queries, keys and values together are not patched and the
-    attention's output is.
+    GPT-2 calls its linear maps `Conv1D`; the paper does not say which of them its convolutional layer is, and it is
+    taken to be the first attention's `c_attn`. A model without such a module has the first attention's output patched.
 
     Args:
         common: parts that all studies share.

@@ -38,7 +38,7 @@ class ModelSection(_Section):
     """The model before training."""
 
     name: str = Field(min_length=1)
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class FinetuneSection(_Section):
@@ -111,7 +111,7 @@ class ClapStudy(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on, as plain data."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"quick"})
+        return self.model_dump(mode="json", by_alias=True, exclude={"quick": True, "model": {"device"}})
 
 
 def read_clap_study(path: Path) -> ClapStudy:

@@ -32,10 +32,10 @@ def clap_tables(result: StudyResult) -> list[dict[str, Any]]:
         result: the study "as-published".
 
     Returns:
-        One row per table and kind: the table, what is patched, the kind, whether the paper's table is about it, n,
-        means of the three runs over pairs, the recovery (ratio of means over pairs whose gap has the right sign) with
-        its interval, p of a test of the effect, `cut`, and the printed numbers with the recovery that follows from
-        them.
+        One row per table and kind: the table, what is patched, the kind, whether the paper's table is about it, n, how
+        many pairs are pooled (those whose gap has the right sign), over these the means of the three runs and the
+        recovery with its interval, p of a test of the effect on all pairs, `cut`, and the printed numbers with the
+        recovery that follows from them.
     """
     effects = result.effects()
     manifest = result.manifest()
@@ -62,6 +62,7 @@ def _row(
         effects, clusters, pooled=set(effects["pair"]) - left_out, confidence=stats["confidence"],
         resamples=stats["resamples"], seed=manifest["seed"],
     ).iloc[0]  # fmt: skip
+    pooled = effects[~effects["pair"].isin(list(left_out))]
     clean, corrupted, patched, printed = PRINTED[table]
     return {
         "table": table,
@@ -69,8 +70,8 @@ def _row(
         "kind": kind,
         "about": about,
         "n": int(effects["pair"].nunique()),
-        "n_pooled": None if pd.isna(found["n_pooled"]) else int(found["n_pooled"]),
-        **{run: float(effects[run].mean()) for run in ("clean", "corrupted", "patched")},
+        "n_pooled": int(pooled["pair"].nunique()),
+        **{run: _number(pooled[run].mean()) for run in ("clean", "corrupted", "patched")},
         **{name: _number(found[name]) for name in ("recovery", "recovery_low", "recovery_high", "p")},
         "cut": bool(found["cut"]),
         "printed": {"clean": clean, "corrupted": corrupted, "patched": patched, "recovery": printed / 100},

@@ -27,17 +27,20 @@ def training_sentence(found: Mapping[str, Any]) -> str:
     best = found["finetune"][found["best"]]
     rows, split = best["history"], best["split"]
     after = next(row["validation_perplexity"] for row in rows if row["epoch"] == best["best_epoch"])
+    trained, held_out = (split[side]["documents"] for side in ("train", "validation"))
     return (
-        f"Fine-tuning on {counted(split['train']['documents'], 'abstract')} ({found['best']}, epoch {best['best_epoch']}) "
-        f"took the perplexity on {counted(split['validation']['documents'], 'held-out one')} from "
+        f"Fine-tuning on {counted(trained, 'abstract')} ({found['best']}, epoch {best['best_epoch']}) took the "
+        f"perplexity on {counted(held_out, 'held-out one')} from "
         f"{number(rows[0]['validation_perplexity'])} to {number(after)}."
     )
 
 
 def _published(found: Mapping[str, Any]) -> str:
     parts = []
-    for row in found["tables"]:
-        if row["about"]:
+    for table in dict.fromkeys(row["table"] for row in found["tables"]):
+        rows = [row for row in found["tables"] if row["table"] == table]
+        row = next((row for row in rows if row["about"]), rows[0] if rows else None)
+        if row is not None:
             share = "no recovery can be given" if row["recovery"] is None else f"recovery {percent(row['recovery'])}"
             parts.append(f"{row['table']} ({row['patched_part']}, {row['kind']}) {share}{', a cut' * row['cut']}")
     return f"CLAP's tables in our numbers: {'; '.join(parts)}." if parts else ""

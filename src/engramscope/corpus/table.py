@@ -14,7 +14,7 @@ COLUMNS = ("PMID", "Title", "Abstract", "Journal", "Keywords", "URL", "Year", "D
 TABLE = "corpus.parquet"
 
 
-def read_corpus(folder: Path) -> pd.DataFrame:
+def read_corpus(folder: Path | str) -> pd.DataFrame:
     """The table of a corpus folder, or a corpus table itself.
 
     Args:
@@ -26,6 +26,7 @@ def read_corpus(folder: Path) -> pd.DataFrame:
     Raises:
         InputError: there is no such table, or it lacks a column.
     """
+    folder = Path(folder)
     file = folder / TABLE if folder.is_dir() else folder
     if not file.is_file():
         raise InputError(

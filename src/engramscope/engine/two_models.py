@@ -166,13 +166,13 @@ def make_executor_of_two(
     Raises:
         ModelError: one of them is in training mode.
     """
-    own, before = make_executor(model, kind, memory_gb), make_executor(base, kind, memory_gb)
+    own = make_executor(model, kind, memory_gb)
+    before = replace(make_executor(base, kind, memory_gb), fallbacks=own.fallbacks)
     ways: tuple[Literal["packed", "rows", "reference"], ...] = ("packed", "rows", "reference")
     way = ways[max(ways.index(own.way), ways.index(before.way))]
     note = own.note or before.note
-    fallbacks = own.fallbacks  # what the two fall back on is one and the same architecture's business
     return TwoModels(
-        model, kind, way, note, memory_gb, None, fallbacks,
+        model, kind, way, note, memory_gb, None, own.fallbacks,
         base=before, own=own, differing=differing,
     )  # fmt: skip
 

@@ -159,9 +159,8 @@ class Experiment:
         """Patch and score one chunk; columns of the effects table."""
         pairs = [self.prepared[index] for index in chunk.pairs]
         means = self.means(chunk.cells)
-        outcomes = run_cells(
-            self.executor, chunk.cells, pairs, self.scorer, self.prepared, means, settled=self._settled
-        )
+        settled = None if self.executor.way == "reference" else self._settled
+        outcomes = run_cells(self.executor, chunk.cells, pairs, self.scorer, self.prepared, means, settled=settled)
         return rows_of(
             outcomes,
             {pair.index: pair for pair in pairs},

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from engramscope.errors import ModelError
+from torch import nn
+
+from engramscope.errors import ModelError, SiteError
 from engramscope.locate.cells import Cell
 from engramscope.locate.runs import places_of
 from engramscope.models.model import Model
-from engramscope.models.weights import differing, ensure_same_shape, weight_parts
+from engramscope.models.weights import Part, differing, ensure_same_shape, placed_tensors, tensor_names
 from engramscope.pairs.pair import PairSet
 
 #: sites whose value the weights of these parts of their own layer have a say in
@@ -36,19 +39,45 @@ class Changed:
 
     def at(self, site: str, layer: int | None) -> bool:
         """Whether the value at a site may differ for equal inputs; True where that is not known."""
-        anatomy, parts = self.model.anatomy, self.model.remember("weight_parts", self._parts)
-        wanted: list[tuple[str, int | None]] = [(part, layer) for part in _PARTS_BEHIND.get(site, ())]
+        moved = self._moved
+        if ("other", None) in moved:
+            return True
         if site == "embed":
-            return any(name.startswith(f"{anatomy.embed}.") for name in self.tensors)
+            return ("token embedding", None) in moved
         if site == "resid_pre" and layer == 0:
-            wanted = [("embed", None)]
-        if site == "final_norm":
-            wanted = [("final_norm", None)]
-        if site == "logits":
-            if ("head", None) not in parts:
-                return self.at("embed", None)  # one tensor for both
-            wanted = [("head", None)]
-        return any(self.tensors.intersection(parts.get(part, ())) for part in wanted)
+            return ("embed", None) in moved
+        if site in ("final_norm", "logits"):
+            return ("final_norm" if site == "final_norm" else "head", None) in moved
+        return any((part, layer) in moved for part in _PARTS_BEHIND.get(site, ()))
+
+    @cached_property
+    def _moved(self) -> frozenset[Part]:
+        """The parts in which a tensor differs, under any of its names; `other` where its place is not known."""
+        names, found = tensor_names(self.model.hf), set[Part]()
+        for name, place in placed_tensors(self.model).items():
+            if names[name] in self.tensors:
+                found |= self._reached(name, place)
+        return frozenset(found)
+
+    def _reached(self, name: str, place: Part) -> set[Part]:
+        anatomy, module = self.model.anatomy, name.rpartition(".")[0]
+        if place == ("embed", None):
+            if name.startswith(f"{anatomy.embed}."):
+                return {place, ("token embedding", None)}
+            # what is added to the residual stream has its width; anything else may reach every block
+            return {place} if self._width(module) == anatomy.d_model else {("other", None)}
+        if place == ("final_norm", None) and not name.startswith(f"{anatomy.final_norm}."):
+            return {place, ("head", None)}  # it may come after the head
+        return {place}
+
+    def _width(self, path: str) -> object:
+        module = self.model.hf.get_submodule(path)
+        if isinstance(module, nn.Embedding):
+            return module.embedding_dim
+        try:
+            return self.model.shape(path)[-1]
+        except SiteError:
+            return None
 
     def lent(self, cell: Cell) -> frozenset[str]:
         """The tensors that a transplant replaces by others than are there."""
@@ -57,9 +86,6 @@ class Changed:
             names = {name for site, layer in places_of(cell) for name in self.model.tensors(site, layer)}
             self._lent[key] = self.tensors.intersection(names)
         return self._lent[key]
-
-    def _parts(self) -> dict[tuple[str, int | None], tuple[str, ...]]:
-        return weight_parts(self.model.hf, self.model.anatomy)
 
 
 def changed_between(model: Model, base: Model) -> Changed:

@@ -195,7 +195,7 @@ class Model:
         Raises:
             SiteError: no such part or module, or it holds no weights of its own.
         """
-        return self.remember(f"{site} {layer}", lambda: tensors_of(self.hf, self.anatomy, site, layer))
+        return self.remember(f"{site} {layer}", lambda: tensors_of(self, site, layer))
 
     def shape(self, site: str) -> tuple[str | int, ...]:
         """The shape of a site's value, with the sizes of this model: ("batch", "seq", 12, 64) for `z` of GPT-2.

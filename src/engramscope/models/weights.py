@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,27 @@ from engramscope.models.anatomy import Anatomy
 from engramscope.models.site import GLOBAL_PARTS, LAYER_PARTS, WEIGHTS
 from engramscope.registry import nearest
 
-#: parts that together hold every tensor of a model once, in the order of a forward
-PARTITION = ("embed", "norms", "attn", "mlp", "final_norm", "head")
+#: parts that together hold every tensor of a model once, in the order of a forward; `other` is what cannot be placed
+PARTITION = ("embed", "norms", "attn", "mlp", "final_norm", "head", "other")
+Part: TypeAlias = tuple[str, int | None]
+
+
+class WithParts(Protocol):
+    """What is asked of a model here."""
+
+    @property
+    def hf(self) -> Any:
+        """The model of transformers."""
+        ...
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Its parts."""
+        ...
+
+    def phase(self, path: str) -> object:
+        """When a module has its output: "stem", its block, "tail", or "between" where that is not known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +68,50 @@ def weight_tensors(hf: nn.Module) -> dict[str, Tensor]:
     return saved | {name: buffer for name, buffer in hf.named_buffers() if name in kept and name not in saved}
 
 
-def tensors_of(hf: nn.Module, anatomy: Anatomy, site: str, layer: int | None) -> tuple[str, ...]:
+def tensor_names(hf: nn.Module) -> dict[str, str]:
+    """Every name of a weight or saved buffer -> the name that the same tensor has in `weight_tensors`."""
+    first: dict[int, str] = {}
+    every = [*hf.named_parameters(remove_duplicate=False), *hf.named_buffers(remove_duplicate=False)]
+    kept = hf.state_dict()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in every if name in kept}
+
+
+def tensors_of(parts: WithParts, site: str, layer: int | None) -> tuple[str, ...]:
     """Names of the tensors that a weight site stands for.
 
     `weights:block` is a whole block; `attn`, `norms` and `mlp` are its attention module, its norms outside of it, and
-    all the rest, so that the three make up the block. `embed` is everything outside of the blocks but the final norm
-    and the head: position embeddings as well. Anything else is the path of a module.
+    all the rest, so that the three make up the block. `embed` is everything before the blocks, position embeddings as
+    well, and `final_norm` everything between the last block and the head. Anything else is the path of a module. A
+    tensor that several modules share moves for all of them.
 
     Args:
-        hf: the model of transformers.
-        anatomy: its parts.
+        parts: the model.
         site: "weights:" and a part.
         layer: the block; None for what exists once.
 
     Raises:
         SiteError: no such part, or it holds no weights of its own.
     """
-    names, part = tuple(weight_tensors(hf)), site.removeprefix(WEIGHTS)
+    hf, anatomy, part = parts.hf, parts.anatomy, site.removeprefix(WEIGHTS)
+    names = tensor_names(hf)
+    if part == "block":
+        assert layer is not None
+        return _some(_under(names, anatomy.blocks[layer]), site, "the block holds no weights")
     if part not in (*LAYER_PARTS, *GLOBAL_PARTS):
         path = part.replace("{layer}", str(layer))
         if path not in (paths := dict(hf.named_modules())):
             known = (*LAYER_PARTS, *GLOBAL_PARTS, *(one for one in paths if one))
             raise SiteError(f"{site}: the model has no part and no module {path!r}{nearest(path, known)}")
         return _some(_under(names, path), site, f"the module {path} holds no weights of its own")
-    found = weight_parts(hf, anatomy)
-    if part == "block":
-        assert layer is not None
-        return tuple(name for one in ("norms", "attn", "mlp") for name in found.get((one, layer), ()))
-    why = "the model has no such weights"
-    if part == "head" and anatomy.final_norm is not None:
+    if part == "head" and set(_under(names, anatomy.head)) & set(_under(names, anatomy.embed)):
         why = "the head shares its weights with the token embedding; weights:embed changes both"
-    return _some(found.get((part, layer), ()), site, why)
+        raise SiteError(f"{site} cannot be transplanted: {why}.")
+    mine = dict.fromkeys(names[name] for name, place in placed_tensors(parts).items() if place == (part, layer))
+    return _some(tuple(mine), site, "the model has no such weights")
 
 
 def differing(own: nn.Module, other: nn.Module) -> frozenset[str]:
-    """Names of the tensors of two models that are not equal to the last bit."""
+    """Names of the tensors of two models that are not equal."""
     theirs = weight_tensors(other)
     return frozenset(name for name, value in weight_tensors(own).items() if not torch.equal(value, theirs[name]))
 
@@ -121,25 +149,25 @@ def ensure_same_shape(own: nn.Module, other: nn.Module, names: tuple[str, str]) 
         return
     more = [f"... and {len(faults) - 5} more."] if len(faults) > 5 else []
     hint = []
-    if any("embed" in fault or ".wte." in fault for fault in faults):
+    if 0 < len(faults) <= 2:  # the embedding, and a head of its own
         hint = ["A token that was added before training makes the embedding longer; train without adding one."]
     head = f"{names[0]} and {names[1]} are not two states of one model, so their parts cannot be exchanged:"
     raise ModelError([head, *faults[:5], *more, *hint])
 
 
-def distances(before: nn.Module, after: nn.Module, anatomy: Anatomy) -> list[Distance]:
+def distances(before: WithParts, after: nn.Module) -> list[Distance]:
     """How far every part of a model moved: ‖W_after − W_before‖ over all tensors of the part, in double precision.
 
     Args:
-        before, after: two models of one shape.
-        anatomy: the parts of either.
+        before: a model and its parts.
+        after: another of the same shape.
 
     Returns:
         One entry for each part that holds weights, in the order of a forward.
     """
-    old, new = weight_tensors(before), weight_tensors(after)
+    old, new = weight_tensors(before.hf), weight_tensors(after)
     rows = []
-    for (part, layer), names in weight_parts(before, anatomy).items():
+    for (part, layer), names in weight_parts(before).items():
         moved = [(new[name].double() - old[name].double()) for name in names]
         square = sum(float(one.square().sum()) for one in moved)
         size = sum(float(old[name].double().square().sum()) for name in names)
@@ -172,44 +200,59 @@ def borrowed(own: nn.Module, other: nn.Module, names: Iterable[str]) -> Iterator
                 mine[name].copy_(value)
 
 
-def weight_parts(hf: nn.Module, anatomy: Anatomy) -> dict[tuple[str, int | None], tuple[str, ...]]:
-    """(part, layer) -> names of its tensors: each tensor in one part, parts as in `PARTITION`, without empty ones."""
-    names = tuple(weight_tensors(hf))
-    found: dict[tuple[str, int | None], tuple[str, ...]] = {}
-    left = dict.fromkeys(names)
+def weight_parts(parts: WithParts) -> dict[Part, tuple[str, ...]]:
+    """(part, layer) -> names of its tensors: each tensor in one part, parts as in `PARTITION`, without empty ones.
 
-    def take(part: str, layer: int | None, chosen: Iterable[str]) -> None:
-        taken = tuple(name for name in chosen if name in left)
-        for name in taken:
-            del left[name]
-        if taken:
-            found[part, layer] = taken
+    A tensor with several names belongs to the part of the first.
+    """
+    places, names = placed_tensors(parts), tensor_names(parts.hf)
+    first: dict[str, Part] = {}
+    for name, place in places.items():
+        first.setdefault(names[name], place)
+    layers = range(len(parts.anatomy.blocks))
+    order: list[Part] = [("embed", None), *((part, layer) for layer in layers for part in ("norms", "attn", "mlp"))]
+    order += [("final_norm", None), ("head", None), ("other", None)]
+    found = {key: tuple(name for name, place in first.items() if place == key) for key in order}
+    return {key: members for key, members in found.items() if members}
 
+
+def placed_tensors(parts: WithParts) -> dict[str, Part]:
+    """Every name of a tensor -> the part that it belongs to under that name."""
+    return {name: _place(parts, name) for name in tensor_names(parts.hf)}
+
+
+def _place(parts: WithParts, name: str) -> Part:
+    hf, anatomy = parts.hf, parts.anatomy
     for layer, block in enumerate(anatomy.blocks):
-        attention = anatomy.attention[layer] if layer < len(anatomy.attention) else None
-        attn = () if attention is None else _under(names, attention)
-        take("attn", layer, attn)
-        take("norms", layer, _norms(hf, names, block))
-        take("mlp", layer, _under(names, block))
-    take("final_norm", None, () if anatomy.final_norm is None else _under(names, anatomy.final_norm))
-    # a head that shares the embedding's tensor has no name of its own, or the embedding's
-    head = [name for name in _under(names, anatomy.head) if name not in _under(names, anatomy.embed)]
-    take("head", None, head)
-    take("embed", None, tuple(left))
-    layers = range(len(anatomy.blocks))
-    order = [("embed", None), *((part, layer) for layer in layers for part in ("norms", "attn", "mlp"))]
-    order += [("final_norm", None), ("head", None)]
-    return {key: found[key] for key in order if key in found}
+        if name.startswith(f"{block}."):
+            attention = anatomy.attention[layer] if layer < len(anatomy.attention) else None
+            if attention is not None and name.startswith(f"{_outermost(hf, block, attention)}."):
+                return "attn", layer
+            return ("norms" if _is_norm(hf.get_submodule(name.rpartition(".")[0])) else "mlp"), layer
+    known = (("embed", anatomy.embed), ("head", anatomy.head), ("final_norm", anatomy.final_norm))
+    for part, path in known:
+        if path is not None and name.startswith(f"{path}."):
+            return part, None
+    owner = name.rpartition(".")[0]
+    if isinstance(hf.get_submodule(owner), nn.Embedding):
+        return "embed", None
+    return {"stem": "embed", "tail": "final_norm"}.get(str(parts.phase(owner)), "other"), None
 
 
-def _norms(hf: nn.Module, names: tuple[str, ...], block: str) -> tuple[str, ...]:
-    modules: Mapping[str, Any] = dict(hf.get_submodule(block).named_modules(prefix=block))
-    norms = [path for path, module in modules.items() if "norm" in type(module).__name__.lower()]
-    return tuple(name for path in norms for name in _under(names, path))
+def _outermost(hf: nn.Module, block: str, attention: str) -> str:
+    """The child of the block that holds the attention, unless it holds the whole block."""
+    child = ".".join(attention.split(".")[: block.count(".") + 2])
+    inside = sum(1 for _ in hf.get_submodule(child).parameters())
+    return child if inside < sum(1 for _ in hf.get_submodule(block).parameters()) else attention
 
 
-def _under(names: Iterable[str], path: str) -> tuple[str, ...]:
-    return tuple(name for name in names if name.startswith(f"{path}."))
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
+
+
+def _under(names: Mapping[str, str], path: str) -> tuple[str, ...]:
+    """The tensors that have a name below a path."""
+    return tuple(dict.fromkeys(first for name, first in names.items() if name.startswith(f"{path}.")))
 
 
 def _some(names: tuple[str, ...], site: str, why: str) -> tuple[str, ...]:

@@ -26,7 +26,12 @@ FORMS: tuple[Form, ...] = ("prompts", "answers")
 #: a partner is drawn among this many: the strongest that fit
 _DRAWN_AMONG = 5
 #: small words that a subject and an answer may both hold
-_SMALL = frozenset(stems("a an and as at by for from in of on or the to with without"))
+_SMALL = frozenset(
+    stems(
+        "a an and are as at be been by for from has have in is it its not of on or per than that the to via was were "
+        "with without"
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Answer:
 
 def answer(study: Study) -> Answer:
     """The answer in plain sentences, from the findings of the manifest and the summary."""
-    lead = [_peak_sentence(study), _count_sentence(study), _contrast_sentence(study)]
+    lead = [_gap_sentence(study), _peak_sentence(study), _count_sentence(study), _contrast_sentence(study)]
     return Answer(_warning(study), tuple(sentence for sentence in lead if sentence), _cut_sentence(study))
 
 
@@ -192,6 +192,20 @@ def _few_pooled(peak: Mapping[str, Any]) -> bool:
     return not missing(clusters) and int(clusters) < 2  # type: ignore[arg-type]
 
 
+def _gap_sentence(study: Study) -> str:
+    """Said first where recovery is of a chosen few: over all pairs there is no gap to recover."""
+    metric = study.metrics[0] if study.metrics else ""
+    gap = next((row.get("gap") for row in records(study.findings, "gaps") if row.get("metric") == metric), None)
+    better = -1.0 if metric in {"kl", "rank"} else 1.0
+    if missing(gap) or better * float(gap) > 0:  # type: ignore[arg-type]
+        return ""
+    return (
+        f"Over all pairs the clean run is no better than the corrupted one in {metric_words(metric)} (mean gap "
+        f"{number(gap)}), so there is nothing to recover; recoveries below are of the pairs that happen to have a gap, "
+        "and p is of all."
+    )
+
+
 def _peak_sentence(study: Study) -> str:
     peak = _headline(study)
     if peak is None:
@@ -200,7 +214,9 @@ def _peak_sentence(study: Study) -> str:
     direction, kind = str(peak.get("direction", "denoise")), str(peak.get("estimate_kind", "recovery"))
     size = amount(peak["estimate"], kind, metric, direction)
     level = percent(study.confidence)
-    sure = f"{level} interval {interval(peak.get('low'), peak.get('high'), kind, direction)}, {_p(peak)}"
+    known = not (missing(peak.get("low")) or missing(peak.get("high")))
+    ends = interval(peak.get("low"), peak.get("high"), kind, direction)
+    sure = f"{f'{level} interval {ends}' if known else 'no interval'}, {_p(peak)}"
     numbers = "; ".join(filter(None, (sure, _pairs_behind(peak))))
     chosen = not (missing(peak.get("selection_effect")) and missing(peak.get("selection_estimate")))
     halves = " on pairs that were not used to choose it" if chosen else ""

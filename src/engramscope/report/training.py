@@ -14,24 +14,27 @@ from engramscope.report.words import WEIGHTS, joined, metric_words, missing, per
 
 #: parts of a layer, and what a column of them is called
 _PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "MLP", "norms": "norms"}
-_ONCE: Mapping[str, str] = {"embed": "Embeddings", "final_norm": "Final norm", "head": "Head"}
+_ONCE: Mapping[str, str] = {"embed": "Embeddings", "final_norm": "Final norm", "head": "Head", "other": "Other"}
 #: layers below which a rank correlation says nothing
 _ENOUGH = 5
 
 Place = tuple[str, int | None]
+Row = tuple[str, tuple[tuple[str, int], ...]]
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A table: a row per layer, then the parts that exist once.
+    """Two tables: a row per layer, and a row for each part that exists once.
 
     Attributes:
         heads: headings of the columns.
-        rows: (name, cells); a cell is its text, and how long its bar is, in percent.
+        rows: (name, cells) of every layer; a cell is its text, and how long its bar is, in percent.
+        others: the same of parts that exist once: moved, and restored.
     """
 
     heads: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+    rows: tuple[Row, ...]
+    others: tuple[Row, ...]
 
 
 def moved_weights(study: Study) -> Moved | None:
@@ -48,7 +51,7 @@ def moved_weights(study: Study) -> Moved | None:
         for part in names:
             value = distances.get((part, layer))
             found.append(_cell(value, 0.0 if value is None or not largest else value / largest))
-            if part in shown or part in _ONCE:
+            if part in shown or layer is None:
                 share = restored.get((part, layer))
                 found.append(_cell(share, 0.0 if share is None else min(max(share, 0.0), 1.0)))
         return tuple(found)
@@ -58,8 +61,8 @@ def moved_weights(study: Study) -> Moved | None:
         heads += [f"{_capital(_PARTS[part])} {verb}" for verb in ("moved", "restores")[: 2 if part in shown else 1]]
     layers = sorted({layer for _, layer in distances if layer is not None})
     rows = [(f"Layer {layer}", cells(parts, layer)) for layer in layers]
-    rows += [(_ONCE[part], _padded(cells([part], None), len(heads))) for part in _ONCE if (part, None) in distances]
-    return Moved(tuple(heads), tuple(rows))
+    others = [(_capital(name), cells([part], None)) for part, name in _ONCE.items() if (part, None) in distances]
+    return Moved(tuple(heads), tuple(rows), tuple(others))
 
 
 def moved_words(study: Study) -> str:
@@ -112,10 +115,6 @@ def _restored(study: Study) -> dict[Place, float]:
 
 def _cell(value: float | None, share: float) -> tuple[str, int]:
     return ("" if value is None else percent(value), round(100 * share))
-
-
-def _padded(cells: tuple[tuple[str, int], ...], count: int) -> tuple[tuple[str, int], ...]:
-    return (cells + (("", 0),) * count)[:count]
 
 
 def _capital(text: str) -> str:

@@ -31,6 +31,7 @@ def clap(
     with show_progress(quiet, stopped) as progress:
         from engramscope.clap.run import run_clap
         from engramscope.clap.study import read_clap_study
+        from engramscope.errors import InputError
 
         declared = read_clap_study(study)
         if corpus:
@@ -38,12 +39,17 @@ def clap(
             declared = declared.model_copy(update={"corpus": declared.corpus.model_copy(update={"file": file})})
         declared = declared.quickened() if quick else declared
         changes = {key: value for key, value in (("name", model_name), ("device", device)) if value}
+        if device not in ("", "auto", "cpu", "cuda"):
+            raise InputError(f"--device takes auto, cpu or cuda, not {device!r}; CUDA_VISIBLE_DEVICES chooses a GPU.")
         declared = declared.model_copy(update={"model": declared.model.model_copy(update=changes)})
         result = run_clap(
-            declared, out, here=study.parent, resume=resume, until=until, progress=progress,
+            declared, out, here=study.parent, quick=quick, resume=resume, until=until, progress=progress,
             say=None if quiet else typer.echo,
         )  # fmt: skip
     if not quiet:
         for sentence in result.sentences():
             typer.echo(sentence)
+        if until == "questions":
+            files = f"{out}/questions/prompts.jsonl and answers.jsonl"
+            typer.echo(f"\nRead and edit {files}; the same command with --resume, without --until, asks them.")
         typer.echo(f"\nPage: {result.page}" if result.page.exists() else f"\nSo far: {result.folder}")
