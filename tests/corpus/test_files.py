@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -145,7 +146,7 @@ def test_a_key_that_only_later_lines_have_is_not_lost(tmp_path: Path) -> None:
         ("a.jsonl", b'["x"]\n', "line 1 is no JSON object .* but list"),
         ("a.jsonl", b"\n\n", "no object with an abstract"),
         ("a.jsonl", b'{"text": "x"}\n', "there is no abstract column; found are 'text'"),
-        ("a.parquet", os.urandom(64), "cannot be read as Parquet"),
+        ("a.parquet", random.Random(0).randbytes(64), "cannot be read as Parquet"),
         ("a.xml", b"\x00\x01\x02\x03", "no well-formed XML"),
         ("a.xml", b"<PubmedArticleSet></PubmedArticleSet>", "the files hold no record"),
         ("a.xml", article_set(article_xml("1")).encode()[:-9], "cut off"),
@@ -155,7 +156,7 @@ def test_a_key_that_only_later_lines_have_is_not_lost(tmp_path: Path) -> None:
             "an error of the E-utilities: Empty result",
         ),
         ("a.xml.gz", b"<PubmedArticleSet/>", r"is named \.gz, but its content is not compressed"),
-        ("a.xml.gz", gzip.compress(os.urandom(99999))[:-50], "cannot be unpacked|no well-formed"),
+        ("a.xml.gz", gzip.compress(random.Random(0).randbytes(99999))[:-50], "cannot be unpacked|no well-formed"),
         ("a.csv.gz", gzip.compress(b"Abstract\n" + b"x\n" * 99999)[:-20], "cannot be unpacked"),
         ("a.docx", b"x", r"its name does not say what it is; known are \.xml"),
         ("README", b"x", "its name does not say what it is"),

@@ -146,6 +146,7 @@ def test_only_the_named_module_moves(gpt2: Path, tmp_path: Path) -> None:
 def test_a_module_that_is_not_there_is_named_and_a_tied_one_is_said(gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such module with parameters; did you mean 'transformer.h.1.mlp'\?"):
         _go_on(str(gpt2), tmp_path / "wrong", only=["transformer.h.1.mpl"])
+    assert not (tmp_path / "wrong" / "training.json").exists()  # the folder is free for the right name
     result = _go_on(str(gpt2), tmp_path / "tied", "epochs=1", only=["lm_head"])
     assert any("shares its weights with transformer.wte.weight" in note for note in result.manifest()["notes"])
 

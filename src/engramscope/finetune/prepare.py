@@ -58,6 +58,10 @@ def prepare(settings: Settings, corpus: Path | pd.DataFrame, model: str) -> Prep
     name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
     table = corpus if isinstance(corpus, pd.DataFrame) else read_corpus(corpus)
     config, tokenizer = load_config(name), load_tokenizer(name)
+    if settings.only:
+        from engramscope.finetune.weights import refuse_unknown_modules  # here, because peft takes seconds to import
+
+        refuse_unknown_modules(config, settings.only)
     documents = read_documents(table, settings.text, settings.terms, settings.limit, settings.seed)
     split = split_documents(documents, settings.terms, settings.validation, settings.seed)
     chunk, more = _chunk(settings, config, tokenizer)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from transformers import AutoModelForCausalLM
@@ -49,6 +50,17 @@ def base_model(name: str, *, random_weights: bool, tokenizer: Any) -> tuple[Any,
         hf.set_attn_implementation("sdpa")
     hf.requires_grad_(True)
     return hf, fingerprints
+
+
+def refuse_unknown_modules(config: Any, modules: Sequence[str]) -> None:
+    """Check the modules of `--only` by the configuration, before anything is written; no weights are made.
+
+    Raises:
+        InputError: see `keep_only`.
+    """
+    if modules:
+        with torch.device("meta"):
+            keep_only(AutoModelForCausalLM.from_config(config), modules)
 
 
 def keep_only(hf: Any, modules: Sequence[str]) -> list[str]:

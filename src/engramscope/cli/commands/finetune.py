@@ -33,7 +33,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model on the abstracts of a corpus, and show what training did.
 
-    A 80/20 split by document, chunks of tokens with masked padding, AdamW with a constant rate after warm-up, early
+    An 80/20 split by document, chunks of tokens with masked padding, AdamW with a constant rate after warm-up, early
     stopping, and the weights of the best epoch in a folder that every other command takes as a model.
     """
     with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
