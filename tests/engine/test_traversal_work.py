@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from engramscope.engine.executor import Executor
 from engramscope.engine.plan import BaseRun, DerivedRun, Noise, Plan, Readout
 from engramscope.models.hooks import input_tensor
-from tests.engine.comparing import compare
-from tests.engine.test_traversal import BASES, CLEAN, executor_of, from_run, reads
-from tests.tiny_models import tiny_model
+from engramscope.models.model import Model
+from tests.engine.comparing import compare, quickest_executor
+from tests.engine.test_traversal import BASES, CLEAN, from_run, reads
+from tests.tiny_models import tiny_hf
+
+
+@cache
+def own_model(family: str) -> Model:
+    """A model of this file's own: whatever others leave on theirs would be counted."""
+    return Model.from_parts(tiny_hf(family), name=family)
+
+
+@cache
+def own_executor(family: str) -> Executor:
+    return quickest_executor(own_model(family))
 
 
 @contextmanager
@@ -40,11 +54,11 @@ def counted(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 def tokens_through(family: str, plan: Plan, skip_identities: bool = True) -> list[int]:
     """Tokens that pass the MLP of each block, and the head."""
-    model = tiny_model(family)
+    model = own_model(family)
     inside = "transformer.h.{}.mlp" if family in ("gpt2", "bloom") else "model.layers.{}.mlp"
     paths = [inside.format(layer) for layer in range(model.anatomy.n_layers)]
     modules = {path: model.hf.get_submodule(path) for path in [*paths, model.anatomy.head]}
-    executor = executor_of(family)
+    executor = own_executor(family)
     with counted(modules) as counts:
         list(executor.execute(plan, skip_identities=skip_identities))
     return list(counts.values())
@@ -75,7 +89,7 @@ def test_equal_prompts_are_run_once(family: str) -> None:
     once = tokens_through(family, Plan(BASES[:1], (), reads("clean")))
     twice = Plan((BASES[0], again), (), reads("clean", "again"))
     assert tokens_through(family, twice)[:2] == once[:2]
-    compare(tiny_model(family), twice, executor_of(family))
+    compare(own_model(family), twice, own_executor(family))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
@@ -106,7 +120,7 @@ def test_what_nobody_looks_at_is_not_computed(family: str) -> None:
     assert counts[0] <= n + 3
     assert counts[1] <= n + 3
     assert counts[2:] == [2, 2]
-    compare(tiny_model(family), plan, executor_of(family))
+    compare(own_model(family), plan, own_executor(family))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
@@ -114,7 +128,7 @@ def test_a_source_that_nobody_looks_at_is_not_run(family: str) -> None:
     after = DerivedRun("after", "corrupted", (from_run("clean", "resid_pre", 1, (6,)),))  # read before it differs
     counts = tokens_through(family, Plan(BASES, (after,), (Readout("after", (4,)),)))
     assert counts[0] <= len(CLEAN)
-    compare(tiny_model(family), Plan(BASES, (after,), (Readout("after", (4,)),)), executor_of(family))
+    compare(own_model(family), Plan(BASES, (after,), (Readout("after", (4,)),)), own_executor(family))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
@@ -125,6 +139,6 @@ def test_a_patch_with_the_same_value_costs_nothing_and_changes_nothing(family: s
     bases_only = tokens_through(family, Plan(BASES, (), reads("clean", "corrupted")))
     assert tokens_through(family, plan)[:2] == bases_only[:2]
     assert sum(tokens_through(family, plan, skip_identities=False)) > sum(bases_only)
-    model, executor = tiny_model(family), executor_of(family)
+    model, executor = own_model(family), own_executor(family)
     compare(model, plan, executor, tolerance=1e-5)
     compare(model, plan, executor, skip_identities=False)

@@ -139,8 +139,11 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(
     with pytest.raises(ResultsError) as caught:
         run_finetune(other, corpus, "mini", done[0], resume=True)
     for part in ("setting learning_rate: 0.001 before, 0.0001 now", "setting limit: None before, 50 now",
-                 "the corpus is another one", "the tokenizer is another one", "model:"):  # fmt: skip
+                 "the tokenizer is another one", "model:"):  # fmt: skip
         assert part in str(caught.value), part
+    assert "the corpus is another one" not in str(caught.value)  # another sample of it was asked for
+    with pytest.raises(ResultsError, match="the corpus is another one"):
+        run_finetune(same, corpus_table(40, seed=9), str(gpt2), done[0], resume=True)
     with pytest.raises(ResultsError, match="is not empty"):
         run_finetune(same, corpus, str(gpt2), done[0])
     assert (done[0] / "model.safetensors").stat().st_mtime_ns == before
