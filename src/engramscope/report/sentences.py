@@ -196,7 +196,7 @@ def _gap_sentence(study: Study) -> str:
     """Said first where recovery is of a chosen few: over all pairs there is no gap to recover."""
     metric = study.metrics[0] if study.metrics else ""
     gap = next((row.get("gap") for row in records(study.findings, "gaps") if row.get("metric") == metric), None)
-    better = -1.0 if metric in {"kl", "rank"} else 1.0
+    better = -1.0 if metric in {"kl", "rank", "prob_incorrect"} else 1.0  # where less is better
     if missing(gap) or better * float(gap) > 0:  # type: ignore[arg-type]
         return ""
     return (
