@@ -12,6 +12,7 @@ import torch
 
 from engramscope.errors import InputError
 from engramscope.finetune.chunks import IGNORED, Padding, cut, ensure_in_vocabulary, pad_token, tokenise
+from engramscope.finetune.order import StepOrder
 from engramscope.finetune.tuner import summed_nll
 from tests.tiny_models import tiny_hf
 from tests.tiny_study import tokenizer
@@ -55,6 +56,26 @@ def test_loss_and_gradients_are_the_same_whatever_a_batch_is_padded_to_and_with(
     for loss, gradient in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_epoch_is_a_permutation_in_random_steps_and_each_step_is_sorted_by_length() -> None:
+    lengths = np.random.default_rng(0).integers(2, 60, 103)
+    order = StepOrder(lengths.tolist(), step=8, seed=3)
+    epochs = []
+    for epoch in (0, 1):
+        order.set_epoch(epoch)
+        epochs.append(list(order))
+        assert sorted(epochs[-1]) == list(range(103))
+        assert len(order) == 103
+        steps = [epochs[-1][start : start + 8] for start in range(0, 103, 8)]
+        assert all((np.diff(lengths[step]) >= 0).all() for step in steps)
+        # which chunks share a step has nothing to do with their length
+        assert np.std([np.mean(lengths[step]) for step in steps]) > 0.5 * lengths.std() / 8**0.5
+    assert epochs[0] != epochs[1]
+    again = StepOrder(lengths.tolist(), step=8, seed=3)
+    again.set_epoch(1)
+    assert list(again) == epochs[1]
+    assert list(StepOrder(lengths.tolist(), 8, 4)) != epochs[0]
 
 
 def test_the_loss_of_a_batch_by_hand() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from engramscope.finetune.chunks import Padding
 from engramscope.finetune.history import History, best_row, epochs_since_best, overfitting_epoch
 from engramscope.finetune.keeper import Keeper
 from engramscope.finetune.layout import COMPLETE, Job, Layout, complete_checkpoints, read_chunks
+from engramscope.finetune.order import StepOrder
 from engramscope.finetune.supervise import command, environment
 from engramscope.finetune.training import Listener, _fit, make_tuner, training_arguments
 from engramscope.finetune.tuner import Tuner
@@ -130,6 +132,25 @@ def test_one_step_is_the_gradient_of_the_mean_over_all_its_tokens(tmp_path: Path
         wanted = before.detach() * decay - rate * grad / (grad.abs() + 1e-8)
         clear = grad.abs() > 1e-5
         torch.testing.assert_close(after.detach()[clear], wanted[clear], rtol=0, atol=2e-4, msg=name)
+
+
+def test_every_epoch_has_an_order_of_its_own_also_where_it_goes_on(
+    dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer tells the sampler which epoch it is."""
+    orders: dict[int, list[int]] = {}
+    drawn = StepOrder.__iter__
+
+    def noted(order: StepOrder) -> Iterator[int]:
+        found = list(drawn(order))
+        assert orders.setdefault(order.epoch, found) == found
+        return iter(found)
+
+    monkeypatch.setattr(StepOrder, "__iter__", noted)
+    _go_on(dropping, tmp_path / "run")
+    assert sorted(orders) == list(range(len(orders)))
+    assert len(orders) > 2
+    assert len({tuple(order) for order in orders.values()}) == len(orders)
 
 
 def test_only_the_named_module_moves(gpt2: Path, tmp_path: Path) -> None:

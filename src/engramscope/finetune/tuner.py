@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 
 from engramscope.finetune.chunks import IGNORED, Padding
+from engramscope.finetune.order import StepOrder
 
 #: (what, done, total)
 Tell = Callable[[str, int, int], None]
@@ -97,6 +98,11 @@ class Tuner(Trainer):
         self.epoch_nll = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self.epoch_tokens = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self.validation_seconds = 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
+        args, chunks = self.args, train_dataset if train_dataset is not None else self.train_dataset
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return StepOrder([len(chunk) for chunk in chunks], step, args.seed)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """A step of the Trainer; what it learned from is added to this epoch's sums."""
