@@ -21,10 +21,13 @@ ORDER = [
     {"options"},
     {"stats", "pairs", "metrics", "study_file", "bundled"},
     {"results"},
+    {"records"},
     {"models"},
     {"engine"},
     {"corruptions"},
     {"locate", "tasks"},
+    {"edit"},
+    {"evaluate"},
     {"audit", "report", "provenance", "catalogue", "starter"},
     {"sweep_faults"},
     {"study_inputs"},
@@ -34,7 +37,7 @@ ORDER = [
     {"corpus"},
     {"finetune", "questions"},
     {"demo", "practices", "recommendation", "comparison", "replications"},
-    {"clap"},
+    {"clap", "editing", "locate_edit"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -25,9 +25,9 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 class Registry(Generic[T]):
     """The components of one package: `names()` imports nothing, `get(name)` imports only the one asked for.
 
-    A component is a module `<package>/<name>.py` whose name does not begin with an underscore and which exposes
-    `COMPONENT`, a subclass of `base`. Other distributions add theirs through the entry point group
-    `engramscope.<kind>`.
+    A component is a module `<package>/<name>.py`, or a folder `<package>/<name>/`, whose name does not begin with an
+    underscore and which exposes `COMPONENT`, a subclass of `base`. Other distributions add theirs through the entry
+    point group `engramscope.<kind>`.
 
     Args:
         package: the dotted name of the package that holds the components.
@@ -83,7 +83,7 @@ def _component_files(package: str) -> dict[str, Path]:
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     return {
-        module.name: Path(folder) / f"{module.name}.py"
+        module.name: Path(folder) / (f"{module.name}/__init__.py" if module.ispkg else f"{module.name}.py")
         for folder in folders
         for module in pkgutil.iter_modules([folder])
         if not module.name.startswith("_")

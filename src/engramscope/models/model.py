@@ -235,6 +235,14 @@ class Model:
             object.__setattr__(self, "_hash", known)
         return known
 
+    def weights_changed(self, known: str | None = None) -> None:
+        """Told by whoever changes weights of a model that was loaded.
+
+        Args:
+            known: the hash of the weights as they are now, where they were put back to what they were.
+        """
+        object.__setattr__(self, "_hash", known)
+
     def __repr__(self) -> str:
         a = self.anatomy
         groups = "" if a.n_kv_heads == a.n_heads else f" ({a.n_kv_heads} key/value heads)"

@@ -1,0 +1,104 @@
+"""What an editor is: facts and a model in, an edit out, and the model as it was."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from engramscope.edit.delta import Delta
+from engramscope.edit.edit import Edit, combined, fingerprint, identity
+from engramscope.models.model import Model
+from engramscope.records.fact import Fact, ensure_facts
+
+#: (what, done, total)
+Progress = Callable[[str, int, int], None]
+
+
+class EditorOptions(BaseModel):
+    """Options of an editor; a component's own class extends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Editor(ABC):
+    """An editor: `compute` returns what it would add to a model's parameters, and changes nothing.
+
+    Class attributes:
+        Options: the class of its options; the defaults are the corrected method, not a faithful copy of a release.
+        presets: named sets of options; one that is faithful to a release is called after it ("rome-2022").
+        source: paper and equation.
+        joint: "one" computes an edit for each fact, each with those before it in place; "many" solves for all at once.
+        trained: it needs a network that was trained for the model (`engramscope train-editor`).
+        control: it is no method but a control.
+    """
+
+    Options: ClassVar[type[EditorOptions]] = EditorOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    source: ClassVar[str] = ""
+    joint: ClassVar[Literal["one", "many"]] = "one"
+    trained: ClassVar[bool] = False
+    control: ClassVar[bool] = False
+
+    def __init__(self, name: str, options: EditorOptions, preset: str | None = None) -> None:
+        self.name, self.options, self.preset = name, options, preset
+
+    def compute(
+        self, model: Model, facts: Sequence[Fact] | Fact, *, seed: int = 0, progress: Progress | None = None
+    ) -> Edit:
+        """What the editor would add to the model's parameters so that it states the facts.
+
+        The model is not changed, nor its gradients, its mode, or any generator of random numbers.
+
+        Args:
+            model: the model; edits that are in it already count as part of it.
+            facts: one or several.
+            seed: of everything that is drawn.
+            progress: called with (what, done, total).
+
+        Raises:
+            InputError: the facts or the options do not go with the model; a sentence says what to do.
+        """
+        given = [facts] if isinstance(facts, Fact) else list(facts)
+        ensure_facts(given)
+        if self.joint == "many":
+            return self._compute(model, given, seed, progress)
+        edits: list[Edit] = []
+        with ExitStack() as stack:
+            for done, fact in enumerate(given):
+                if progress and len(given) > 1:
+                    progress("edits", done, len(given))
+                edits.append(self._compute(model, [fact], seed, progress if len(given) == 1 else None))
+                if done < len(given) - 1:
+                    stack.enter_context(edits[-1].applied(model))
+        if progress and len(given) > 1:
+            progress("edits", len(given), len(given))
+        return combined(edits)
+
+    @abstractmethod
+    def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
+        """The edit for sound facts: one fact where `joint` is "one"."""
+
+    def edit(
+        self, model: Model, facts: Sequence[Fact], deltas: Mapping[str, Delta], seed: int, *,
+        prefixes: Sequence[str] = (), diagnostics: Mapping[str, Any] | None = None, notes: Sequence[str] = (),
+    ) -> Edit:  # fmt: skip
+        """An edit by this editor, with everything that can be said about it from here.
+
+        Args:
+            model: the model that it was computed on.
+            facts: what was asked for.
+            deltas: name of a parameter -> what is added.
+            seed: as given to `compute`.
+            prefixes: texts that were put before the prompts.
+            diagnostics: plain numbers, texts and lists; "facts" holds a mapping for each fact.
+            notes: sentences about what a user should know.
+        """
+        parameters = dict(model.hf.named_parameters())
+        settings = {"editor": self.name, "preset": self.preset, **self.options.model_dump(mode="json")}
+        before = {name: fingerprint(parameters[name]) for name in deltas}
+        return Edit(self.name, dict(deltas), tuple(facts), settings, seed, identity(model), before, tuple(prefixes),
+                    dict(diagnostics or {}), tuple(notes))  # fmt: skip
