@@ -35,8 +35,8 @@ class Source:
     tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
-    def open(cls, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Source:
-        """Read the file.
+    def open(cls, path: Path, tokenizer: PreTrainedTokenizerBase | None = None, what: str = "pair file") -> Source:
+        """Read the file; messages call it `what`.
 
         Raises:
             PairsError: it does not exist, cannot be read, or is empty.
@@ -44,11 +44,11 @@ class Source:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise PairsError(f"There is no pair file {str(path)!r}.") from None
+            raise PairsError(f"There is no {what} {str(path)!r}.") from None
         except OSError as error:
-            raise PairsError(f"The pair file {str(path)!r} cannot be read: {error.strerror or error}.") from None
+            raise PairsError(f"The {what} {str(path)!r} cannot be read: {error.strerror or error}.") from None
         if not data.strip(b"\xef\xbb\xbf \t\r\n"):
-            raise PairsError(f"The pair file {path.name} is empty.")
+            raise PairsError(f"The {what} {path.name} is empty.")
         return cls(path, data, tokenizer)
 
     @property
