@@ -16,12 +16,11 @@ from engramscope.study_inputs import Inputs, base_of
 def load_base(inputs: Inputs) -> Model:
     """The model before training that a study is compared with, held as the study's model is."""
     section = inputs.study.model
-    name, revision = base_of(inputs.corruption)
     return load_model(
-        name,
+        inputs.base_name,
         dtype=section.dtype,
         device=section.device,
-        revision=revision,
+        revision=base_of(inputs.corruption)[1],
         trust_remote_code=section.trust_remote_code,
         allow_pickle=section.allow_pickle,
     )

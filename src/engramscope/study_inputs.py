@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engramscope import bundled
 from engramscope.corruptions import corruption_names, make_corruption
 from engramscope.corruptions._base import Corruption
 from engramscope.errors import InputError, SiteError, StudyError, shortened
@@ -40,6 +41,7 @@ class Inputs:
         pairs: the pairs, limited as the study says.
         corruption: made with its options.
         sweeps: the declared sweeps, and for windows the single layers beside them.
+        folder: where relative paths of the study start; that of its file.
     """
 
     study: StudyFile
@@ -47,6 +49,18 @@ class Inputs:
     pairs: PairSet
     corruption: Corruption
     sweeps: tuple[SweepSection, ...]
+    folder: Path = Path()
+
+    @property
+    def model_name(self) -> str:
+        """The study's model as `load_model` takes it."""
+        return located(self.study.model.name, self.folder)
+
+    @property
+    def base_name(self) -> str:
+        """The same of the model before training; "" where the study compares with none."""
+        name, _ = base_of(self.corruption)
+        return located(name, self.folder) if name else ""
 
     @property
     def singles(self) -> dict[str, str]:
@@ -167,7 +181,17 @@ def inputs_of(study: StudyFile, text: str, folder: Path, given: PairSet | None =
     faults += [] if not pairs else _label_faults(study, pairs)
     if faults or corruption is None or pairs is None:
         raise InputError(faults)
-    return Inputs(study, text, pairs, corruption, _with_singles(study.sweep))
+    return Inputs(study, text, pairs, corruption, _with_singles(study.sweep), folder)
+
+
+def located(name: str, folder: Path) -> str:
+    """The name of a model as `load_model` takes it: a model folder beside the study file comes first.
+
+    A study and the models that it names can then be moved together. A bundled name stays what it is, and what is no
+    model folder there is looked for in the working directory and on the hub.
+    """
+    beside = folder / name
+    return str(beside) if name not in bundled.names() and (beside / "config.json").is_file() else name
 
 
 def base_of(corruption: Corruption) -> tuple[str, str | None]:
@@ -281,7 +305,7 @@ def _pairs(study: StudyFile, folder: Path) -> PairSet:
             raise StudyError([f"{where} {name!r}{nearest(name, known)}" for name in unknown])
         model = study.model
         tokenizer = (
-            load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+            load_tokenizer(located(model.name, folder), revision=model.revision, trust_remote_code=model.trust_remote_code)
             if task.needs_tokenizer
             else None
         )

@@ -40,7 +40,7 @@ def load(inputs: Inputs) -> Model:
     """The model of a study."""
     section = inputs.study.model
     return load_model(
-        section.name,
+        inputs.model_name,
         dtype=section.dtype,
         device=section.device,
         revision=section.revision,
@@ -81,7 +81,7 @@ def refuse_early(inputs: Inputs, out: Path, resume: bool) -> None:
     _collect(faults, lambda: refuse(run_checks(audit_context(inputs), ("pairs",))))
     _collect(faults, lambda: refuse_occupied(out, resume))
     tokenizer = _collect(faults, lambda: tokenizer_of(inputs))
-    if name := base_of(inputs.corruption)[0]:
+    if name := inputs.base_name:
         revision = base_of(inputs.corruption)[1]
         if not inputs.study.model.trust_remote_code:
             _collect(faults, lambda: load_config(name, revision=revision))
@@ -97,7 +97,7 @@ def refuse_early(inputs: Inputs, out: Path, resume: bool) -> None:
 def tokenizer_of(inputs: Inputs) -> Any:
     """The tokenizer of a study's model; nothing else of it is loaded."""
     section = inputs.study.model
-    return load_tokenizer(section.name, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    return load_tokenizer(inputs.model_name, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
 
 def size_faults_early(inputs: Inputs) -> list[str]:
@@ -106,7 +106,7 @@ def size_faults_early(inputs: Inputs) -> list[str]:
     if section.trust_remote_code:
         return []
     try:
-        sizes = skeleton_sizes(load_config(section.name, revision=section.revision))
+        sizes = skeleton_sizes(load_config(inputs.model_name, revision=section.revision))
     except Exception:  # noqa: BLE001  (each architecture fails in its own way; loading will say what is wrong)
         return []
     return size_faults(inputs, sizes, sizes.modules)

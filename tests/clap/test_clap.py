@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +133,11 @@ def test_what_was_found_outlives_a_refusal_and_an_earlier_stage(
 
 def test_other_abstracts_under_the_same_name_are_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = whole.parent / "abstracts.csv"
-    kept = corpus.read_text(encoding="utf-8")
-    corpus.write_text("".join(kept.splitlines(keepends=True)[:-1]), encoding="utf-8")
+    kept = corpus.read_bytes()
+    corpus.write_bytes(b"".join(kept.splitlines(keepends=True)[:-1]))
     assert _run_app(["clap", str(whole.parent / "study.toml"), "--out", str(whole), "--resume"]) == 2
     assert "abstracts.csv" in capsys.readouterr().err
-    corpus.write_text(kept, encoding="utf-8")
+    corpus.write_bytes(kept)
 
 
 def test_questions_of_ones_own_are_read_before_anything_is_trained(
@@ -197,3 +199,38 @@ def test_a_study_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("schema = ", encoding="utf-8")
     with pytest.raises(StudyError, match="not valid TOML"):
         read_clap_study(tmp_path / "bad.toml")
+
+
+@pytest.fixture
+def moved(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the whole folder elsewhere, while nothing is left where it was made."""
+    there, away = tmp_path / "elsewhere" / "kept", whole.with_name("away")
+    shutil.copytree(whole, there)
+    whole.rename(away)
+    yield there
+    away.rename(whole)
+
+
+def test_a_folder_that_was_moved_goes_on_and_its_studies_run_from_anywhere(
+    whole: Path, moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = whole.parent / "study.toml"
+    assert _run_app(["clap", str(study), "--out", str(moved), "--resume"]) == 0
+    assert "CLAP's tables in our numbers" in capsys.readouterr().out
+    for file in sorted((moved / "studies").iterdir()):
+        assert str(whole) not in file.read_text(encoding="utf-8")
+    alone = tmp_path / "alone"
+    shutil.copytree(moved / "studies", moved / "short")
+    short = moved / "short" / "what-training-moved.toml"
+    short.write_text(_one_sweep(short.read_text(encoding="utf-8")), encoding="utf-8")
+    assert _run_app(["run", str(short), "--out", str(alone), "--quiet"]) == 0
+    before, after = (json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+                     for folder in (moved / "what-training-moved", alone))  # fmt: skip
+    assert after["model"]["weight_hash"] == before["model"]["weight_hash"]
+    assert _run_app(["report", str(moved / "as-published"), "--quiet"]) == 0
+
+
+def _one_sweep(text: str) -> str:
+    """A study file without its second and later sweeps."""
+    first, second, *_ = text.split("[[sweep]]")
+    return f"{first}[[sweep]]{second}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,19 @@ def test_a_starter_for_questions_without_corrupted_prompts_swaps_answers(gpt2: P
     study = read_study(file)
     assert (study.corruption.method, study.metrics.names) == ("answer", ["mean_logit_diff"])
     assert _run_app(["check", str(file), "--quiet"]) == 0
+
+
+def test_models_beside_the_study_file_are_found_from_anywhere(
+    gpt2: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(gpt2, tmp_path / "base")
+    shutil.copytree(tuned, tmp_path / "tuned")
+    study = _study(tmp_path, Path("tuned"), "base", sweeps=SWEEPS[:1])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert _run_app(["check", str(study), "--quiet"]) == 0
+    assert _run_app(["run", str(study), "--out", "out", "--quiet"]) == 0
+    manifest = json.loads((elsewhere / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["model"]["source"], manifest["base_model"]["source"]) == ("folder", "folder")
+    assert manifest["study"]["model"]["name"] == "tuned"

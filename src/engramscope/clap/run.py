@@ -33,7 +33,7 @@ from engramscope.results.folders import refuse_occupied
 from engramscope.results.store import differences
 from engramscope.study import StudyResult, run_study
 from engramscope.study_file import study_toml
-from engramscope.study_inputs import read_inputs
+from engramscope.study_inputs import located, read_inputs
 from engramscope.study_steps import refuse_early
 
 RESULT = "clap.json"
@@ -81,6 +81,11 @@ class _Call:
     def path(self, given: str) -> Path:
         """A path of the study file, which is relative to it."""
         return self.here / given
+
+    @property
+    def model(self) -> str:
+        """The model before training, as `load_model` takes it."""
+        return located(self.study.model.name, self.here)
 
 
 def run_clap(
@@ -150,7 +155,7 @@ def _refuse_early(study: ClapStudy, here: Path) -> None:
     faults: list[str] = []
     for preset in study.finetune.presets:
         _collect(faults, lambda preset=preset: resolve_settings(preset, study.finetune.settings))
-    _collect(faults, lambda: load_config(study.model.name))
+    _collect(faults, lambda: load_config(located(study.model.name, here)))
     own = [name for name in (study.questions.prompts, study.questions.answers) if name]
     files = [name for name in (study.corpus.file, *own) if name]
     faults += [f"There is no file {str(here / name)!r}." for name in files if not (here / name).exists()]
@@ -221,7 +226,7 @@ def _finetune(call: _Call, corpus: Corpus) -> dict[str, FinetuneResult]:
         settings = resolve_settings(preset, sets, terms=study.corpus.terms)
         call.say(f"Fine-tuning {study.model.name} by {preset}.")
         found[preset] = run_finetune(
-            settings, corpus.folder, study.model.name, folder, resume=folder.exists(), progress=call.progress,
+            settings, corpus.folder, call.model, folder, resume=folder.exists(), progress=call.progress,
             say=call.say,
         )  # fmt: skip
     return found
@@ -272,8 +277,9 @@ def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
     """The three studies, and CLAP's tables from the first."""
     study = call.study
     model = load_model(str(tuned.folder), device=study.model.device)
-    base = load_model(study.model.name, device=study.model.device)
-    name = str(tuned.folder.absolute())
+    base = load_model(call.model, device=study.model.device)
+    # relative to the study files, so that the folder can be moved
+    name = f"../{_relative(tuned.folder, call.folder)}"
     common = {
         "seed": study.seed,
         "resamples": study.statistics.resamples,
@@ -282,7 +288,7 @@ def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
     files = {form: f"../questions/{form}.jsonl" for form in ("prompts", "answers")}
     pairs = {form: read_pairs(call.folder / "questions" / f"{form}.jsonl") for form in files}
     modules = tuple(path for path, _ in model.hf.named_modules())
-    origin = study.model.name if base.source != "folder" else str(Path(study.model.name).absolute())
+    origin = study.model.name if base.source != "folder" else str(Path(call.model).absolute())
     declared: Mapping[str, dict[str, Any]] = {
         "as-published": studies.as_published(common, pairs["answers"], files["answers"], modules),
         "token-replacement": studies.token_replacement(common, pairs["prompts"], files["prompts"]),
