@@ -304,8 +304,9 @@ def _pairs(study: StudyFile, folder: Path) -> PairSet:
             where = f"pairs: the task {section.task!r} has no option"
             raise StudyError([f"{where} {name!r}{nearest(name, known)}" for name in unknown])
         model = study.model
+        name = located(model.name, folder)
         tokenizer = (
-            load_tokenizer(located(model.name, folder), revision=model.revision, trust_remote_code=model.trust_remote_code)
+            load_tokenizer(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
             if task.needs_tokenizer
             else None
         )

@@ -99,9 +99,16 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("engramscope.corpus.build.retrieve", stop)
-    code, _, complaint = run(capsys, "pubmed", "--query", "x", "-o", tmp_path / "o")
+    out = tmp_path / "o"
+    code, _, complaint = run(capsys, "pubmed", "--query", "x", "-o", out)
     assert code == EXIT_INTERRUPTED
-    assert f"--resume goes on in {tmp_path / 'o'}" in complaint
+    assert "the same command begins anew" in complaint
+    assert not out.exists()
+    (out / "retrieved").mkdir(parents=True)
+    (out / "retrieved" / "plan.json").write_text("{}", encoding="utf-8")
+    code, _, complaint = run(capsys, "pubmed", "--query", "x", "-o", out, "--resume")
+    assert code == EXIT_INTERRUPTED
+    assert f"--resume goes on in {out}." in complaint
 
 
 def test_help_shows_an_example_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

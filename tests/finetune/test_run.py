@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engramscope import load_model
 from engramscope.cli import _run_app
+from engramscope.cli._app import EXIT_INTERRUPTED
 from engramscope.corpus.table import COLUMNS
 from engramscope.errors import InputError, ResultsError
 from engramscope.finetune import prepare, resolve_settings, run, run_finetune, supervise
@@ -196,6 +197,26 @@ def test_the_command_line_says_faults_without_a_traceback(
     assert "unknown setting 'epoch'; did you mean 'epochs'?" in said
     assert "setting 'chunk'" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("broken", "kept"), [("prepare", False), ("write_chunks", True)])
+def test_ctrl_c_names_a_folder_only_where_it_can_go_on(
+    tmp_path: Path, corpus: Path, gpt2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    broken: str, kept: bool,
+) -> None:  # fmt: skip
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "o"
+    arguments = ["finetune", "--corpus", str(corpus), "--model", str(gpt2), "--out", str(out), "--prepare"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, broken, stop)
+        assert _run_app(arguments) == EXIT_INTERRUPTED
+    said = capsys.readouterr().err
+    assert (f"--resume goes on in {out}." in said) is kept
+    assert ("the same command begins anew" in said) is not kept
+    assert out.exists() is kept
+    assert _run_app([*arguments, *(["--resume"] if kept else [])]) == 0
 
 
 @pytest.mark.parametrize(("steps", "warmup", "warned"), [("warmup_steps=3", 3, False), ("warmup_steps=500", 500, True)])

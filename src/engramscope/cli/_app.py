@@ -17,6 +17,7 @@ import typer
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 NOTHING_WRITTEN = "Interrupted; nothing was written."
+BEFORE_ANYTHING = "Interrupted before there was anything to keep; the same command begins anew."
 
 
 class Interrupted(Exception):
@@ -57,8 +58,25 @@ def complain(message: str, code: int) -> int:
     return code
 
 
+def goes_on_in(folder: Path, sign: str = "") -> Callable[[], str]:
+    """What a command with --resume says at Ctrl-C: where it goes on, if there is anything to go on with by then.
+
+    Args:
+        folder: of the results.
+        sign: the file in it without which --resume would be refused; by default any file will do.
+    """
+
+    def words() -> str:
+        there = (folder / sign).is_file() if sign else folder.is_dir() and any(folder.iterdir())
+        return f"Interrupted. The same command with --resume goes on in {folder}." if there else BEFORE_ANYTHING
+
+    return words
+
+
 @contextmanager
-def show_progress(quiet: bool, stopped: str = "") -> Iterator[Callable[[str, int, int], None] | None]:
+def show_progress(
+    quiet: bool, stopped: str | Callable[[], str] = ""
+) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on the terminal (none when quiet, or when the output is no terminal); Ctrl-C gets its words."""
     try:
         if quiet or not sys.stderr.isatty():
@@ -67,7 +85,8 @@ def show_progress(quiet: bool, stopped: str = "") -> Iterator[Callable[[str, int
             with _bars() as advance:
                 yield advance
     except KeyboardInterrupt as error:
-        raise Interrupted(stopped or str(error) or NOTHING_WRITTEN) from None
+        said = stopped if isinstance(stopped, str) else stopped()
+        raise Interrupted(said or str(error) or NOTHING_WRITTEN) from None
 
 
 @contextmanager

@@ -159,8 +159,7 @@ def _same_run(layout: Layout, prepared: Prepared) -> None:
 
 
 def _begin(layout: Layout, prepared: Prepared, resume: bool) -> dict[str, Any]:
-    """Everything that is known before training, on the disk."""
-    layout.work.mkdir(exist_ok=True)
+    """Everything that is known before training, on the disk; the manifest first, so that a folder can always go on."""
     earlier = json.loads(layout.manifest.read_text(encoding="utf-8")) if resume and layout.manifest.exists() else {}
     notes = [*prepared.notes, *room_note(layout.root, parameters_of(prepared.job.model))]
     resumed = earlier.get("resumed", [])
@@ -175,11 +174,12 @@ def _begin(layout: Layout, prepared: Prepared, resume: bool) -> dict[str, Any]:
                                                                                           "datasets")}},
         "machine": machine(),
     }  # fmt: skip
+    write_json(layout.manifest, manifest)
+    layout.work.mkdir(exist_ok=True)
     write_table(layout.root / "split.parquet",
                 pa.Table.from_pandas(prepared.split.table(prepared.documents), preserve_index=False))  # fmt: skip
     write_chunks(layout.chunks, prepared.train, prepared.validation)
     prepared.job.write(layout.job)
-    write_json(layout.manifest, manifest)
     return manifest
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, StudyPath, app, show_progress
+from engramscope.cli._app import Quiet, StudyPath, app, goes_on_in, show_progress
 
 
 @app.command(epilog="Example: engramscope clap studies/clap_paper.toml --quick --corpus abstracts.csv --out clap")
@@ -27,8 +27,7 @@ def clap(
     Corpus, fine-tuning, questions, localisation as published and by best practice, and what training moved: weights and
     activations exchanged with the model before training.
     """
-    stopped = f"Interrupted. The same command with --resume goes on in {out}."
-    with show_progress(quiet, stopped) as progress:
+    with show_progress(quiet, goes_on_in(out, "clap.json")) as progress:
         from engramscope.clap.run import run_clap
         from engramscope.clap.study import read_clap_study
         from engramscope.errors import InputError

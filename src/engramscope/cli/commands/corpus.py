@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 
 if TYPE_CHECKING:
     from engramscope.corpus import Corpus
@@ -45,7 +45,7 @@ def pubmed(
 
     What has come is kept: after an interruption, the same command with --resume fetches only the rest.
     """
-    with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
+    with show_progress(quiet, goes_on_in(out)) as progress:
         from engramscope.corpus import fetch_pubmed
         from engramscope.corpus.eutils import NCBI
 

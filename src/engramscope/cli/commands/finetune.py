@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 
 
 @app.command(epilog="Example: engramscope finetune --preset clap-1 --corpus corpus --model mini --out tuned")
@@ -36,7 +36,7 @@ def finetune(
     An 80/20 split by document, chunks of tokens with masked padding, AdamW with a constant rate after warm-up, early
     stopping, and the weights of the best epoch in a folder that every other command takes as a model.
     """
-    with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
+    with show_progress(quiet, goes_on_in(out, "training.json")) as progress:
         from engramscope.finetune import resolve_settings, run_finetune
 
         settings = resolve_settings(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 
 
 @app.command(epilog="Example: engramscope locate facts.jsonl --model openai-community/gpt2-xl --out layers")
@@ -30,7 +30,7 @@ def locate(
     Layers are traced one by one at the last subject token, under token replacement and under noise; the answer comes
     with its interval, its stability over bootstrap resamples and over corruptions, and the audit of the design.
     """
-    with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
+    with show_progress(quiet, goes_on_in(out)) as progress:
         from engramscope.recommendation import recommend_layers
 
         found = recommend_layers(

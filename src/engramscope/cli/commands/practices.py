@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 
 
 @app.command(epilog="Example: engramscope practices ioi --model mini --out practices")
@@ -28,7 +28,7 @@ def practices(
     Token replacement against noise, logit difference against probability and KL, windows against sums of single layers,
     and where the heads of the answer look, in clean, corrupted and patched runs.
     """
-    with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {out}.") as progress:
+    with show_progress(quiet, goes_on_in(out)) as progress:
         from engramscope.practices import run_practices
         from engramscope.practices.page import sentences
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 
 
 @app.command(epilog="Example: engramscope reproduce zn_table5 --quick --model mini --out again")
@@ -48,7 +48,7 @@ def reproduce(
         raise typer.BadParameter("name one, or list them with --list.", param_hint="NAME")
     folder = out or Path("engramscope-reproduce") / name
     held: dict[str, Any] = {"dtype": dtype, "device": device, "allow_pickle": allow_pickle}
-    with show_progress(quiet, f"Interrupted. The same command with --resume goes on in {folder}.") as progress:
+    with show_progress(quiet, goes_on_in(folder)) as progress:
         from engramscope import replications
 
         found = replications.reproduce(
