@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,6 +20,7 @@ from engramscope.models.anatomy import Anatomy
 from engramscope.pairs.pair import Pair, PairSet
 from engramscope.pairs.tokenized import Alignment, TokenizedPair, TokenizedPrompt
 from engramscope.results.schema import EFFECTS, SUMMARY_COLUMNS
+from engramscope.stats.split import split_by_cluster
 from engramscope.study_file import StudyFile, parse_study
 
 DOCS = Path(__file__).parents[2] / "docs" / "audit.md"
@@ -309,9 +311,14 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("ok", AuditContext(study(metrics=["logit_diff"]), pairs(), **results(), noise_floor={"logit_diff": 1e-6})),
     ],
     "peak_selection": [
-        case("warning", AuditContext(study(), pairs(3)), "3 clusters cannot be split"),
-        case("warning", AuditContext(study(), pairs(11)), "with 5 clusters p cannot be smaller than 0.0625"),
-        case("ok", AuditContext(study(), pairs(12))),
+        case("warning", AuditContext(study(), pairs(1)), "All pairs are in one cluster", "no peak is named"),
+        case("warning", AuditContext(study(), pairs(3)), "on the other (1 or 2)", "p cannot be smaller than 0.5",
+             "12 clusters or more"),
+        case("warning", AuditContext(study(), pairs(4)), "on the other (2)", "p cannot be smaller than 0.5"),
+        case("warning", AuditContext(study(), pairs(11)), "on the other (5 or 6)",
+             "with 5 clusters p cannot be smaller than 0.0625", "12 clusters or more"),
+        case("warning", AuditContext(study(), pairs(12), unknown=[("p0", "is not known")]), "half of the 11 clusters"),
+        case("ok", AuditContext(study(), pairs(12)), "half of the 12 clusters and measured on the other (6)"),
     ],
     "base_model": [
         case("note", AuditContext(study({"method": "base_model", "base": "gpt2"}), pairs()), "the base model's"),
@@ -564,3 +571,11 @@ def test_naming() -> None:
     assert quoted("a\nb") == "“a\\nb”"
     assert len(quoted("x" * 1000)) < 200
     assert tokens(["The", " Eiff", "\n"]) == "|The| Eiff|\\n|"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 11])
+def test_the_halves_that_are_named_are_those_of_the_statistics(count: int) -> None:
+    message = look("peak_selection", AuditContext(study(), pairs(count)))[0].message
+    named = {int(size) for size in re.findall(r"\d+", message.split("on the other (")[1].split(")")[0])}
+    names = [f"p{number}" for number in range(count)]
+    assert named == {int(split_by_cluster(names, np.random.default_rng(seed)).confirmation.sum()) for seed in range(30)}
