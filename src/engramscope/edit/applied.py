@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,6 +36,22 @@ _IN: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
 def applied_to(hf: nn.Module) -> tuple[object, ...]:
     """The edits that are in a model, in the order in which they were put there."""
     return tuple(one.owner for one in _IN.get(hf, ()))
+
+
+def deltas_in(hf: nn.Module) -> tuple[Mapping[str, Delta], ...]:
+    """What those edits add, in the same order."""
+    return tuple(one.deltas for one in _IN.get(hf, ()))
+
+
+@contextmanager
+def with_deltas(hf: nn.Module, deltas: Mapping[str, Delta]) -> Iterator[None]:
+    """Deltas in a model for the time of a context, without being an edit; afterwards every bit is as it was."""
+    owner = object()
+    apply_deltas(hf, owner, deltas)
+    try:
+        yield
+    finally:
+        revert_deltas(hf, owner)
 
 
 def apply_deltas(hf: nn.Module, owner: object, deltas: Mapping[str, Delta]) -> None:

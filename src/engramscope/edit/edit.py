@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engramscope.edit.applied import applied_to, apply_deltas, revert_deltas
 from engramscope.edit.delta import Delta, total
@@ -15,8 +16,8 @@ from engramscope.errors import InputError
 from engramscope.models.model import Model, hash_of
 from engramscope.records.fact import Fact
 
-#: under which a model remembers the hash of its weights without edits
-_UNEDITED = "edit.unedited"
+#: hash of a model's weights as they were before the first of the edits that are in it
+_UNEDITED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class Edit:
         """
         if not anyway:
             self.ensure_fits(model)
-        model.remember(_UNEDITED, model.weight_hash)
+        if not applied_to(model.hf):
+            _UNEDITED[model.hf] = model.weight_hash()
         apply_deltas(model.hf, self, self.deltas)
         model.weights_changed()
 
@@ -88,7 +90,7 @@ class Edit:
             InputError: the edit is not in the model.
         """
         revert_deltas(model.hf, self)
-        model.weights_changed(None if applied_to(model.hf) else model.remember(_UNEDITED, model.weight_hash))
+        model.weights_changed(None if applied_to(model.hf) else _UNEDITED.pop(model.hf, None))
 
     def norms(self, model: Model) -> dict[str, float]:
         """|ΔW| / |W| of every edited parameter, Frobenius, W as it is in the model now."""
@@ -151,7 +153,7 @@ def fingerprint(value: Tensor) -> str:
 def identity(model: Model) -> dict[str, Any]:
     """What an edit remembers of the model that it was computed on; the hash is that of the model without its edits."""
     edited = bool(applied_to(model.hf))
-    known = model.remember(_UNEDITED, model.weight_hash) if edited else model.weight_hash()
+    known = _UNEDITED[model.hf] if edited and model.hf in _UNEDITED else model.weight_hash()
     return {
         "name": model.name, "source": model.source, "revision": model.revision, "type": model.anatomy.model_type,
         "dtype": str(model.dtype).removeprefix("torch."), "hash": known, "edited": edited,

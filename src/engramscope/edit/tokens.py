@@ -114,7 +114,7 @@ def encode_facts(model: Model, facts: Sequence[Fact], templates: Sequence[str] =
     Args:
         model: the model.
         facts: sound ones (`ensure_facts`).
-        templates: texts with one `{}` where the fact's prompt goes; other braces are plain text.
+        templates: texts whose last `{}` is where the fact's prompt goes; other braces are plain text.
 
     Returns:
         For each fact, an `Ask` for each template, with the subject's last token.
@@ -126,7 +126,7 @@ def encode_facts(model: Model, facts: Sequence[Fact], templates: Sequence[str] =
     for fact in facts:
         start, end = fact.subject_span
         for template in templates:
-            before, _, after = template.partition("{}")
+            before, _, after = template.rpartition("{}")
             prompts.append(before + fact.prompt + after)
             targets.append(fact.target)
             spans.append((start + len(before), end + len(before)))
@@ -165,11 +165,16 @@ def target_nll(logits: Float[Tensor, "rows seq vocab"], rows: Rows) -> Float[Ten
     Returns:
         One number for each row, ≥ 0, in float32 or wider.
     """
+    return scored_nll(logits[rows.labels != -100], rows)
+
+
+def scored_nll(logits: Float[Tensor, "scored vocab"], rows: Rows) -> Float[Tensor, " rows"]:
+    """`target_nll` where the logits are known at the scored positions only, row by row; 0 for a row that has none."""
     wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     scored = rows.labels != -100
-    each = torch.nn.functional.cross_entropy(wide[scored], rows.labels[scored], reduction="none")
+    each = torch.nn.functional.cross_entropy(wide, rows.labels[scored], reduction="none")
     sums = torch.zeros(len(rows.labels), dtype=wide.dtype, device=wide.device)
-    return sums.index_add(0, scored.nonzero()[:, 0], each) / scored.sum(1)
+    return sums.index_add(0, scored.nonzero()[:, 0], each) / scored.sum(1).clamp(min=1)
 
 
 def batches(asks: Sequence[Ask], tokens: int) -> list[list[int]]:

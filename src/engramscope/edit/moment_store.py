@@ -1,0 +1,202 @@
+"""Second moments on disk: one file for each, under a name that holds everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from engramscope.errors import InputError, ResultsError
+from engramscope.results.atomic import disk_sentence, write_bytes
+
+#: names the folder of everything that is kept between runs
+VARIABLE = "ENGRAMSCOPE_CACHE"
+_KEY = "engramscope_second_moment"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondMoment:
+    """The uncentred second moment of a layer's keys.
+
+    Attributes:
+        matrix: (1/N) Σ k kᵀ [n_in, n_in], float32.
+        tokens: N.
+        said: everything that it depends on.
+    """
+
+    matrix: Float[Tensor, "n_in n_in"]
+    tokens: int
+    said: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partial:
+    """A measurement that is under way.
+
+    Attributes:
+        sums: Σ k kᵀ for each layer.
+        tokens: how many were seen.
+        documents: how many were seen.
+    """
+
+    sums: Sequence[Tensor]
+    tokens: int
+    documents: int
+
+
+def cache_folder() -> Path:
+    """Where things are kept between runs: $ENGRAMSCOPE_CACHE, else the user's cache directory."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "engramscope"
+
+
+@dataclass(frozen=True, slots=True)
+class MomentStore:
+    """A folder of second moments.
+
+    Attributes:
+        folder: it is made when something is written.
+    """
+
+    folder: Path
+
+    @classmethod
+    def at(cls, cache: str | Path | None) -> MomentStore:
+        """The store in a cache folder; None for the user's own."""
+        return cls((Path(cache) if cache else cache_folder()) / "second_moments")
+
+    def read(self, said: Mapping[str, Any]) -> SecondMoment | None:
+        """What was kept under this description; None where nothing sound was."""
+        try:
+            moment = read_moment(self._path(said))
+        except InputError:
+            return None
+        return moment if dict(moment.said) == dict(said) else None
+
+    def write(self, moment: SecondMoment) -> None:
+        """Keep a moment.
+
+        Raises:
+            ResultsError: the disk refuses.
+        """
+        self._write(self._path(moment.said), {"matrix": moment.matrix}, {"said": moment.said, "tokens": moment.tokens})
+
+    def read_partial(self, saids: Sequence[Mapping[str, Any]]) -> Partial | None:
+        """A measurement of these that was stopped; None where there is none."""
+        try:
+            tensors, said = _read(self._path(*saids, partial=True))
+        except InputError:
+            return None
+        if said.get("saids") != list(saids):
+            return None
+        return Partial([tensors[f"sum{index}"] for index in range(len(saids))], said["tokens"], said["documents"])
+
+    def write_partial(self, saids: Sequence[Mapping[str, Any]], partial: Partial) -> None:
+        """Keep a measurement that is under way.
+
+        Raises:
+            ResultsError: the disk refuses.
+        """
+        tensors = {f"sum{index}": total.cpu() for index, total in enumerate(partial.sums)}
+        said = {"saids": list(saids), "tokens": partial.tokens, "documents": partial.documents}
+        self._write(self._path(*saids, partial=True), tensors, said)
+
+    def remove_partial(self, saids: Sequence[Mapping[str, Any]]) -> None:
+        """Forget a measurement that has ended."""
+        with suppress(OSError):
+            self._path(*saids, partial=True).unlink(missing_ok=True)
+
+    def _path(self, *saids: Mapping[str, Any], partial: bool = False) -> Path:
+        key = hashlib.sha256(json.dumps(saids, sort_keys=True).encode()).hexdigest()[:32]
+        layers = "-".join(str(said["layer"]) for said in saids)
+        return self.folder / f"layer{layers}-{key}{'.partial' if partial else ''}.safetensors"
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(disk_sentence(self.folder, error)) from None
+        write_bytes(path, save(tensors, metadata={_KEY: json.dumps(said)}))
+
+
+def read_moment(path: str | Path) -> SecondMoment:
+    """A second moment from its file.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it holds no second moment.
+    """
+    tensors, said = _read(Path(path))
+    if "matrix" not in tensors:
+        raise InputError(f"{path} holds no second moment, but one that is still being measured.")
+    return SecondMoment(tensors["matrix"], said["tokens"], said["said"])
+
+
+def given_moment(path: str | Path, wanted: Mapping[str, Any]) -> SecondMoment:
+    """The second moment of a file, or of a file in a folder, held to the model and the layer that it is needed for.
+
+    Args:
+        path: the file, or a folder of files that `MomentStore` wrote.
+        wanted: the description of what is needed; the texts and the number of tokens are free.
+
+    Raises:
+        InputError: it is of another model or layer, or there is none.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    faults: list[str] = []
+    for file in files:
+        if path.is_dir() and file.name.endswith(".partial.safetensors"):
+            continue
+        moment = read_moment(file)
+        if (fault := _misfit(file, moment.said, wanted)) is None:
+            return moment
+        faults.append(fault)
+    if path.is_dir() and len(faults) != 1:
+        raise InputError(
+            f"{path} holds {len(faults)} second moments, and none of them is of layer {wanted['layer']} of this model "
+            "as it is now; leave the option out to have it measured."
+        )
+    raise InputError(faults)
+
+
+def _misfit(file: Path, said: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Why a moment cannot be used; None where it can."""
+    if said["layer"] != wanted["layer"]:
+        return f"{file} is the second moment of layer {said['layer']}, and layer {wanted['layer']} is to be edited."
+    free = {"texts", "tokens", "context", "layer"}
+    differing = [key for key in wanted if key not in free and said.get(key) != wanted[key]]
+    if not differing:
+        return None
+    if differing == ["edits"]:
+        return f"{file} was measured on the model with other edits in the layers below; measure it again."
+    return (
+        f"{file} is the second moment of another model, or of another state of it ({', '.join(differing)} differ); "
+        "leave the option out to have it measured on this one."
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names} if isinstance(said, dict) else {}
+    except FileNotFoundError:
+        raise InputError(f"There is no second moment {str(path)!r}.") from None
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no second moment, or it is damaged ({error}).") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{path} holds tensors, but no second moment that Engramscope wrote.")
+    return tensors, said
