@@ -269,3 +269,26 @@ def _squared(signed: Estimate) -> Estimate:
 def finite_rows(*tables: Floats) -> Bools:
     """Which facts have a finite value at every layer of every table, `[n_facts]`."""
     return np.logical_and.reduce([np.isfinite(table).all(axis=1) for table in tables])
+
+
+def reliability(draws: ArrayLike) -> float:
+    """How far the mean over repeated measurements would be found again: Spearman–Brown over all pairs of draws.
+
+    `D r / (1 + (D - 1) r)`, r the mean correlation of two draws over facts and layers, layer means taken off.
+    A predictor of reliability ρ can explain at most ρ of what its true value explains within layers.
+
+    Args:
+        draws: `[n_draws, n_facts, n_layers]`.
+
+    Returns:
+        At most 1; `NaN` with fewer than two draws, or where one does not vary.
+    """
+    values = np.asarray(draws, dtype=np.float64)
+    count = len(values)
+    if count < 2 or values.shape[1] < 3:
+        return float("nan")
+    flat = (values - values.mean(axis=1, keepdims=True)).reshape(count, -1)
+    if not (flat.std(axis=1) > 1e-12).all():
+        return float("nan")
+    r = float(np.corrcoef(flat)[np.triu_indices(count, 1)].mean())
+    return count * r / (1.0 + (count - 1) * r) if 1.0 + (count - 1) * r > 0 else float("nan")
