@@ -10,10 +10,10 @@ from engramscope.evaluate.evaluate import (
     evaluate_records,
     knowledge,
 )
-from engramscope.evaluate.health import Health, HealthLimits, check_health, health
+from engramscope.evaluate.health import Health, HealthLimits, check_health, health_of
 from engramscope.evaluate.measures import HARMONIC, MEASURES, TABLE4, Measure
-from engramscope.evaluate.perplexity import Perplexity, perplexity
-from engramscope.evaluate.protocol import protocol, records_hash
+from engramscope.evaluate.perplexity import Perplexity, perplexity_of
+from engramscope.evaluate.protocol import protocol_of, records_hash
 from engramscope.evaluate.published import published_for, published_tables
 from engramscope.evaluate.reference import References
 from engramscope.evaluate.reference_file import read_references
@@ -40,11 +40,11 @@ __all__ = [
     "evaluate_edit",
     "evaluate_record",
     "evaluate_records",
-    "health",
+    "health_of",
     "knowledge",
     "measures_of",
-    "perplexity",
-    "protocol",
+    "perplexity_of",
+    "protocol_of",
     "published_for",
     "published_tables",
     "read_references",

@@ -12,8 +12,8 @@ from engramscope.errors import InputError
 from engramscope.evaluate.case import CaseResult, Row, row
 from engramscope.evaluate.entropy import ngram_entropy
 from engramscope.evaluate.generation import Generated, sample_texts
-from engramscope.evaluate.health import Health, HealthLimits, health
-from engramscope.evaluate.perplexity import Perplexity, perplexity
+from engramscope.evaluate.health import Health, HealthLimits, health_of
+from engramscope.evaluate.perplexity import Perplexity, perplexity_of
 from engramscope.evaluate.readings import Readings
 from engramscope.evaluate.reference import References
 from engramscope.evaluate.scores import (
@@ -158,11 +158,11 @@ def evaluate_edit(
     """
     if before is None:
         before = evaluate_record(model, record, options=options, references=references)
-    first = perplexity_before or (perplexity(model, texts) if texts else None)
+    first = perplexity_before or (perplexity_of(model, texts) if texts else None)
     with edit.applied(model, anyway=anyway):
         after = evaluate_record(model, record, options=options, references=references, before=before)
-        last = perplexity(model, texts) if texts else None
-    return EditResult(before, after, health(model, edit, before=first, after=last, limits=limits))
+        last = perplexity_of(model, texts) if texts else None
+    return EditResult(before, after, health_of(model, edit, before=first, after=last, limits=limits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def _essence_rows(model: Model, record: Record, references: References | None) -
     texts = references.about.get(record.fact.subject, ()) if references else ()
     if not texts:
         return []
-    found = perplexity(model, [" ".join(texts)], first=_ESSENCE_TOKENS)
+    found = perplexity_of(model, [" ".join(texts)], first=_ESSENCE_TOKENS)
     return [row(record.id, "essence", -1, None if found.collapsed else found.value)]
 
 

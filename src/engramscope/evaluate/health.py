@@ -9,7 +9,7 @@ from math import isfinite
 from pydantic import BaseModel, ConfigDict, Field
 
 from engramscope.edit.edit import Edit
-from engramscope.evaluate.perplexity import Perplexity, perplexity
+from engramscope.evaluate.perplexity import Perplexity, perplexity_of
 from engramscope.models.model import Model
 
 #: what editors of one key-value matrix note for each fact: u·k over u·k*
@@ -68,7 +68,7 @@ class Health:
         }  # fmt: skip
 
 
-def health(
+def health_of(
     model: Model, edit: Edit, *, before: Perplexity | None = None, after: Perplexity | None = None,
     limits: HealthLimits | None = None,
 ) -> Health:  # fmt: skip
@@ -107,11 +107,11 @@ def check_health(
         anyway: as for `Edit.apply`.
     """
     if not texts:
-        return health(model, edit, limits=limits)
-    known = before or perplexity(model, texts)
+        return health_of(model, edit, limits=limits)
+    known = before or perplexity_of(model, texts)
     with edit.applied(model, anyway=anyway):
-        after = perplexity(model, texts)
-    return health(model, edit, before=known, after=after, limits=limits)
+        after = perplexity_of(model, texts)
+    return health_of(model, edit, before=known, after=after, limits=limits)
 
 
 def _warnings(

@@ -45,7 +45,7 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: Model, texts: Sequence[str], *, first: int | None = None, tokens: int = TOKENS) -> Perplexity:
+def perplexity_of(model: Model, texts: Sequence[str], *, first: int | None = None, tokens: int = TOKENS) -> Perplexity:
     """Perplexity of texts: exp(Σ −log P(token | tokens before it) / number of such tokens), over all texts together.
 
     A token without any other before it is not predicted: the first of a text where the tokenizer puts no special token

@@ -32,7 +32,7 @@ def records_hash(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def protocol(
+def protocol_of(
     records: Sequence[Record], options: EvaluateOptions, references: References | None = None, *,
     data: str = "", data_sha256: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -25,15 +25,13 @@ def published_interval(values: ArrayLike) -> tuple[float, float]:
         values: one for each case [n].
 
     Returns:
-        Low and high; NaN without values.
+        Low and high; NaN without values, or where one is not finite.
 
     Source: Meng et al. 2022 (2202.05262), Table 4 (ddof 0 as in the release).
     """
     found = np.asarray(values, dtype=np.float64)
-    if not found.size:
+    if not found.size or not np.isfinite(found).all():
         return float("nan"), float("nan")
-    if not np.isfinite(found).all():
-        return float(found.mean()), float(found.mean())
     half = _Z * found.std() / np.sqrt(found.size)
     return float(found.mean() - half), float(found.mean() + half)
 
