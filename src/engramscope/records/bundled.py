@@ -11,8 +11,8 @@ test split prefer neighbours from their own split and take others where those do
 six. The first paraphrase is the seventh, in which the models were never told this fact; the second is another of the
 six behind a sentence about somebody else, as CounterFact's paraphrases stand behind unrelated text.
 
-**Homes.** Only three or four people live in a city, so the ten prompts about neighbours are about two or three people, in
-several wordings each. For the other relations they are about ten people in the test split.
+**Homes.** Only three or four people live in a city, so the ten prompts about neighbours are about two or three people,
+in several wordings each. For the other relations they are about ten people in the test split.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def _prompts(groups: Iterable[Sequence[WorldFact]], draw: random.Random) -> list
 def _beginnings(fact: WorldFact, own: Sequence[WorldFact], draw: random.Random) -> tuple[str, ...]:
     """Beginnings of texts about the subject, each of which leads to the edited relation.
 
-    All seven wordings, cut after two thirds of their words, and three of them behind another fact about the subject.
+    All seven wordings, cut after three quarters of their words, and three of them again behind another fact about the
+    subject.
     """
     cut = [_cut(template).format(s=fact.subject) for template in fact.templates]
     behind = draw.sample(cut, PROMPTS - len(cut))
@@ -179,8 +180,9 @@ def _beginnings(fact: WorldFact, own: Sequence[WorldFact], draw: random.Random) 
 
 
 def _cut(template: str) -> str:
+    # with two thirds, "… lives in the" would remain, which goes on with a country and not with a city
     words = template.split()
-    return " ".join(words[: max(words.index("{s}") + 1, math.ceil(len(words) * 2 / 3))])
+    return " ".join(words[: max(words.index("{s}") + 1, math.ceil(len(words) * 3 / 4))])
 
 
 def _taught(fact: WorldFact) -> list[int]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from engramscope.errors import InputError, shortened
-from engramscope.records.record import Record
+from engramscope.records.record import Probe, Record
 from engramscope.results.atomic import write_text
 
 
@@ -48,8 +47,11 @@ def as_row(record: Record) -> dict[str, object]:
     row: dict[str, object] = {"id": record.id, "prompt": fact.prompt, "subject": fact.subject, "target": fact.target}
     rest: dict[str, object] = {
         "true": fact.true, "relation": record.relation, "paraphrases": list(record.paraphrases),
-        "neighbourhood": [asdict(probe) for probe in record.neighbourhood],
-        "attribute": [asdict(probe) for probe in record.attribute],
+        "neighbourhood": _rows(record.neighbourhood), "attribute": _rows(record.attribute),
         "generation": list(record.generation), "reference": record.reference, "source": record.source,
     }  # fmt: skip
     return row | {key: value for key, value in rest.items() if value}
+
+
+def _rows(probes: Iterable[Probe]) -> list[dict[str, str]]:
+    return [{"prompt": probe.prompt, "true": probe.true, "new": probe.new} for probe in probes]
