@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.delta import LowRank, outer
 from engramscope.edit.edit import Edit
+from engramscope.edit.frozen import frozen
 from engramscope.edit.hyper.factors import Factors, edited
 from engramscope.edit.hyper.files import BEST, CHECKPOINT, WEIGHTS, Said, ensure_fits, load_said, to_device
 from engramscope.edit.hyper.gradients import token_pairs
@@ -77,7 +78,7 @@ class TrainedEditor(Editor):
         pairs, before = token_pairs(model, maps, rows)
         options = self.options
         assert isinstance(options, TrainedOptions)
-        with torch.no_grad():
+        with frozen(model.hf), torch.no_grad():
             given = network(pairs, condition_of(model, [ask]))
             changes = [Factors(one.left, options.strength * one.right) for one in given]
             with edited(maps, changes):

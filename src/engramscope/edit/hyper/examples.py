@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from engramscope.edit.frozen import frozen
 from engramscope.edit.hyper.loss import Trial
-from engramscope.edit.tokens import Ask, encode, encoder_of, rows_of
+from engramscope.edit.tokens import Ask, encode, encoder_of, logits_of, rows_of
 from engramscope.errors import InputError
 from engramscope.models.model import Model
 from engramscope.records.record import Record
@@ -83,6 +84,8 @@ def _unrelated(records: Sequence[Record], place: int, draw: np.random.Generator)
     mine = records[place]
     order = draw.permutation(len(records))[: 16 * _OTHERS]
     strangers = [int(other) for other in order if records[other].fact.subject != mine.fact.subject]
+    # almost all records of a file may be about one subject
+    strangers = strangers or [at for at, one in enumerate(records) if one.fact.subject != mine.fact.subject]
     far = [other for other in strangers if records[other].relation != mine.relation]
     return (far or strangers)[:_OTHERS]
 
@@ -132,19 +135,17 @@ def from_texts(
     return examples
 
 
-@torch.no_grad()
 def _continued(model: Model, prompts: list[tuple[int, ...]], tokens: int, seed: int) -> list[tuple[int, ...]]:
     """Continuations drawn token by token from the model's own distribution."""
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[int, ...]] = [() for _ in prompts]
-    for _ in range(tokens):
-        for start in range(0, len(prompts), 64):
-            some = range(start, min(start + 64, len(prompts)))
-            rows = rows_of([Ask((*prompts[i], *found[i]), (0,)) for i in some], model.device)
-            logits = model.hf(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
-            last = logits[torch.arange(len(rows.ids)), rows.mask.sum(1) - 1].float().softmax(-1).cpu()
-            for i, token in zip(some, torch.multinomial(last, 1, generator=generator)[:, 0].tolist(), strict=True):
-                found[i] = (*found[i], token)
+    for start in [start for _ in range(tokens) for start in range(0, len(prompts), 64)]:
+        some = range(start, min(start + 64, len(prompts)))
+        rows = rows_of([Ask((*prompts[i], *found[i]), (0,)) for i in some], model.device)
+        with frozen(model.hf), torch.no_grad():
+            last = logits_of(model, rows)[torch.arange(len(rows.ids)), rows.mask.sum(1) - 1].float().softmax(-1).cpu()
+        for i, token in zip(some, torch.multinomial(last, 1, generator=generator)[:, 0].tolist(), strict=True):
+            found[i] = (*found[i], token)
     return found
 
 

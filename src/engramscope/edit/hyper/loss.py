@@ -73,7 +73,7 @@ def outcome(
     rows = rows_of([ask for trial in trials for ask in (*trial.scored, *trial.local)], model.device)
     scored = len(trials[0].scored)
     is_scored = (torch.arange(len(rows.ids), device=model.device) % (len(rows.ids) // len(trials))) < scored
-    with torch.no_grad():
+    with frozen(model.hf), torch.no_grad():
         before = _log_softmax(logits_of(model, _some(rows, ~is_scored)))
     with frozen(model.hf), torch.set_grad_enabled(learning):
         factors = network(pairs, condition_of(model, asks))

@@ -50,7 +50,7 @@ class EditorNetwork(nn.Module, ABC):
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Its parameters by the learning rate that they have: "main", and "step" for learned step sizes."""
+        """Its parameters by the learning rate that they have: "main", and "alpha" for learned factors of the change."""
 
 
 Network = TypeVar("Network", bound=EditorNetwork)

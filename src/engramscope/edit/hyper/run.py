@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def train_editor(
     lock = _opened(folder)
     try:
         begun = _begun(folder, manifest)
-        if begun is not None and begun.get("finished"):
+        if begun is not None and begun.get("finished") and (folder / WEIGHTS).is_file():
             return TrainedFolder(folder, begun)
         built = to_device(seeded(lambda: kind.build(network, model, maps), training.seed), model)
         work = Training(model, maps, built, examples, held, training)
@@ -192,7 +192,8 @@ def _run(
 def _finish(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Give the best network its name, and remove what was needed to go on."""
     try:
-        (folder / BEST).replace(folder / WEIGHTS)
+        if (folder / BEST).is_file():  # it has its name already where a kill came between these lines
+            (folder / BEST).replace(folder / WEIGHTS)
         write_json(folder / MANIFEST, manifest)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     except OSError as error:
@@ -217,8 +218,7 @@ def _examples(
 
 def _data_hash(examples: Sequence[Example], held: Sequence[Example]) -> str:
     """SHA-256 over all tokens that are learned from and looked at."""
-    plain = [[asdict(one) for one in side] for side in (examples, held)]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return hashlib.sha256(repr((list(examples), list(held))).encode()).hexdigest()
 
 
 def _opened(folder: Path) -> FolderLock:

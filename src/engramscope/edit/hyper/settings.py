@@ -26,7 +26,7 @@ class TrainingSettings(BaseModel):
     Attributes:
         blocks: the MLPs of so many blocks are edited, counted from the last.
         learning_rate: of Adam.
-        step_rate: of learned step sizes (α of MEND).
+        alpha_rate: of α, the factor of the change that MEND learns.
         decay: let both rates fall to 0 in a straight line over the second half of the steps.
         steps: of Adam, at most.
         batch: edits that share a pass; each is made by itself.
@@ -49,7 +49,7 @@ class TrainingSettings(BaseModel):
 
     blocks: Annotated[int, Field(ge=1)] = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    step_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    alpha_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     decay: bool = True
     steps: Annotated[int, Field(ge=1)] = 1000
     batch: Annotated[int, Field(ge=1)] = 8

@@ -82,7 +82,7 @@ class Training:
         self.model, self.maps, self.network, self.settings = model, list(maps), network, settings
         self.examples, self.held = list(examples), list(held)[: settings.validation_most]
         self.course = Course()
-        rates = {"main": settings.learning_rate, "step": settings.step_rate}
+        rates = {"main": settings.learning_rate, "alpha": settings.alpha_rate}
         self._rates = [rates[name] for name in network.groups()]
         self.optimiser = torch.optim.Adam(
             [{"params": group, "lr": rates[name]} for name, group in network.groups().items()]
@@ -106,10 +106,10 @@ class Training:
         while not self.done:
             self._step()
             course, settings = self.course, self.settings
-            on_step(course.step)
             if course.step % settings.validate_every == 0 or course.step == settings.steps:
                 self.look()
                 on_look(course.best is course.rows[-1])
+            on_step(course.step)
 
     def show_some(self) -> None:
         """Let the network note the gradients of some examples before it is first used: what it divides by."""
@@ -119,13 +119,19 @@ class Training:
             self.network.observe(token_pairs(self.model, self.maps, rows_of(asks, self.model.device))[0])
 
     def look(self) -> None:
-        """Add a row to the curve."""
+        """Add a row to the curve.
+
+        Raises:
+            InputError: the loss is no longer a number.
+        """
         settings, course = self.settings, self.course
         found = list(self._held_outcomes())
         count = sum(len(one.nll) for one in found)
         nll, kl, kept = (
             float(sum(getattr(one, name).sum() for one in found)) / count for name in ("nll", "kl", "kept")
         )
+        if not math.isfinite(nll + kl):
+            raise InputError(_diverged(f"the loss on held-out edits after step {course.step}"))
         right = torch.cat([one.right for one in found]).float().mean(0).tolist()
         since = course.step - (course.rows[-1]["step"] if course.rows else 0)
         means = {name: value / since if since else None for name, value in course.sums.items()}
@@ -158,10 +164,7 @@ class Training:
             self._note(loss.detach(), found)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         if not math.isfinite(float(norm)):
-            raise InputError(
-                f"Training diverged: the gradient of step {course.step + 1} is not a number. Lower the rate "
-                "(--set learning_rate=…), or the weight of the edit (--set edit_weight=…)."
-            )
+            raise InputError(_diverged(f"the gradient of step {course.step + 1}"))
         course.sums["norm"] += float(norm)
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._rate(course.step)
@@ -185,3 +188,10 @@ class Training:
         order = np.random.default_rng([self.settings.seed, 5, part // passes]).permutation(count)
         start = part % passes * size
         return [self.examples[place] for place in order[start : start + size]]
+
+
+def _diverged(what: str) -> str:
+    return (
+        f"Training diverged: {what} is not a number. Lower the rate (--set learning_rate=…), or the weight of the edit "
+        "(--set edit_weight=…)."
+    )

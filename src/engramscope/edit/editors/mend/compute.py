@@ -21,7 +21,7 @@ class Mend(TrainedEditor):
     Source: Mitchell, Lin, Bosselut, Finn & Manning 2022, "Fast Model Editing at Scale", eq. 2–4, and its release.
 
     Deviations:
-        - α begins at −1e-4 instead of +1e-4 (`MendSettings.step`).
+        - α begins at −1e-4 instead of +1e-4 (`MendSettings.alpha`).
         - Scale and shift of a matrix stand inside the relu, as in eq. 3 and the release.
         - V of the residual layers is drawn with variance 1 / size instead of 1, so that larger rates can be used.
         - The moments for the normalisation are kept in float64 and updated for many tokens at once.
@@ -39,7 +39,7 @@ class Mend(TrainedEditor):
         assert isinstance(settings, MendSettings)
         shapes = [(linear.n_in, linear.n_out) for linear in maps]
         ranks = {shape: settings.rank_for(*shape) for shape in shapes}
-        return MendNetwork(shapes, ranks, settings.layers, settings.step, settings.last_relu)
+        return MendNetwork(shapes, ranks, settings.layers, settings.alpha, settings.last_relu)
 
     @classmethod
     def training_defaults(cls, model: Model) -> Mapping[str, Any]:
@@ -47,7 +47,7 @@ class Mend(TrainedEditor):
         if model.anatomy.d_model < SMALL:
             return {}
         return {
-            "rank": PUBLISHED_RANK, "learning_rate": 1e-6, "step_rate": 1e-4, "decay": False, "batch": 1,
-            "accumulate": 10, "clip": 100.0, "edit_weight": 0.1, "texts": 1, "steps": 50_000, "validate_every": 500,
-            "patience": 4,
+            "rank": PUBLISHED_RANK, "learning_rate": 1e-6, "alpha_rate": 1e-4, "decay": False, "batch": 1,
+            "accumulate": 10, "clip": 100.0, "edit_weight": 0.1, "texts": 1, "tokens": 10, "steps": 50_000,
+            "validate_every": 500, "patience": 4,
         }  # fmt: skip

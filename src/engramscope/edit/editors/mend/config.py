@@ -17,7 +17,7 @@ class MendSettings(BaseModel):
         rank: of the residual layers; None for 1,920, but at most a tenth of the rows and columns of the matrix
             together, which is 128 for a matrix of 256 by 1,024 (and 800 for GPT-2 XL, with a third of the parameters).
         layers: residual layers.
-        step: α at first, the factor of the change. It is negative, so that the untrained editor goes down the loss;
+        alpha: α at first, the factor of the change. It is negative, so that the untrained editor goes down the loss;
             the release begins at +1e-4, which is a step up, and lets training turn it round.
         last_relu: whether the last layer has a relu, as in the paper; the release leaves it out.
     """
@@ -26,7 +26,7 @@ class MendSettings(BaseModel):
 
     rank: Annotated[int, Field(ge=1)] | None = None
     layers: Annotated[int, Field(ge=1)] = 2
-    step: float = -1e-4
+    alpha: float = -1e-4
     last_relu: bool = True
 
     def rank_for(self, n_in: int, n_out: int) -> int:

@@ -110,12 +110,12 @@ class MendNetwork(EditorNetwork):
         shapes: (n_in, n_out) of each matrix.
         ranks: of the residual layers, for each shape.
         layers: how many residual layers.
-        step: α at first.
+        alpha: at first.
         last_relu: whether the last layer has a relu.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], ranks: dict[tuple[int, int], int], layers: int, step: float,
+        self, shapes: Sequence[tuple[int, int]], ranks: dict[tuple[int, int], int], layers: int, alpha: float,
         last_relu: bool,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -124,7 +124,7 @@ class MendNetwork(EditorNetwork):
             _name(shape): SharedEditor(*shape, ranks[shape], layers, list(shapes).count(shape), last_relu)
             for shape in dict.fromkeys(shapes)
         })  # fmt: skip
-        self.alpha = nn.Parameter(torch.full((len(shapes),), step))
+        self.alpha = nn.Parameter(torch.full((len(shapes),), alpha))
 
     def forward(self, pairs: Sequence[TokenPairs], condition: Condition) -> list[Factors]:
         """ΔW of each matrix; the words of the edit are not looked at."""
@@ -150,7 +150,7 @@ class MendNetwork(EditorNetwork):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """α has a learning rate of its own."""
-        return {"main": list(self.editors.parameters()), "step": [self.alpha]}
+        return {"main": list(self.editors.parameters()), "alpha": [self.alpha]}
 
 
 def _name(shape: tuple[int, int]) -> str:
