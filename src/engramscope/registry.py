@@ -15,11 +15,18 @@ from engramscope.errors import UnknownNameError
 
 T = TypeVar("T")
 
+#: as many names are listed in full; of more than that so many, the nearest
+_ALL, _FEW = 20, 8
+
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
-    """A sentence end that helps after a typo: the nearest known name and the list of all."""
+    """A sentence end that helps after a typo: the nearest known name, and all of them or, of many, the nearest."""
     hint = get_close_matches(name, known, n=1)
-    return (f"; did you mean {hint[0]!r}?" if hint else ".") + f" Known: {', '.join(known)}."
+    shown = ", ".join(known)
+    if len(known) > _ALL:
+        few = get_close_matches(name, known, n=_FEW, cutoff=0.0)
+        shown = f"{', '.join(few)} and {len(known) - len(few)} more"
+    return (f"; did you mean {hint[0]!r}?" if hint else ".") + f" Known: {shown}."
 
 
 class Registry(Generic[T]):

@@ -249,12 +249,15 @@ def test_the_list_names_everything_and_what_there_is_nothing_to_measure_for(caps
 def test_interrupting_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "out"
+
     def stop(*_: object, **__: object) -> None:
+        (out / "an arm").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("engramscope.replications._run.run_study", stop)
-    assert _run_app(["reproduce", "clap_tables", "--quick", "--out", str(tmp_path / "out")]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert _run_app(["reproduce", "clap_tables", "--quick", "--out", str(out)]) == 130
+    assert f"--resume goes on in {out}." in capsys.readouterr().err
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, mini: Model) -> None:

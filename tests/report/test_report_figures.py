@@ -124,3 +124,14 @@ def test_a_role_that_is_a_mean_over_positions_is_said_to_be_one(tmp_path: Path) 
     joint = [row | {"note": ""} for row in rows]
     (panel,) = panels(load(synthetic.build(tmp_path / "b", rows=joint)))
     assert panel.note == ""
+
+
+@pytest.mark.parametrize(("roles", "starred"), [(["subject_last", "last"], True), (["further", "last"], False)])
+def test_a_star_is_explained_where_there_is_one(tmp_path: Path, roles: list[str], starred: bool) -> None:
+    rows = [{**row, "position": None} for row in synthetic.residual_rows(np.random.default_rng(0), roles)]
+    study = load(synthetic.build(tmp_path / "out", rows=rows))
+    (panel,) = panels(study)
+    assert ("last subject token*" in panel.rows) is starred
+    assert ("A star marks tokens of the subject." in panel.note) is starred
+    drawn = draw(panel, panel.metrics["logit_diff"], "logit_diff").axes[0].get_xlabel()
+    assert ("* token of the subject" in drawn) is starred

@@ -231,6 +231,19 @@ def test_the_pairs_behind_a_recovery_are_named(tmp_path: Path) -> None:
     assert [row["n"] for row in table] == ["9 of 24", "24", "24"]
 
 
+def test_exclusions_are_counted_by_reason_and_the_first_are_named(tmp_path: Path) -> None:
+    wrong = "its gap in logit_diff is of the wrong sign"
+    excluded = [{"pair": f"a-{n}", "reason": f"{wrong}: clean -{n}.5, corrupted 1e-0{n}"} for n in range(1, 9)]
+    excluded += [{"pair": "b-1", "reason": "the model does not know it"}]
+    page = _page(synthetic.build(tmp_path / "out", excluded=excluded))
+    text = " ".join(page.text.split())
+    assert f"8 excluded: {wrong}. a-1 (clean −1.5, corrupted 1e-01); a-2" in text
+    assert "a-6 (clean −6.5, corrupted 1e-06); and 2 more." in text
+    assert "1 excluded: the model does not know it. b-1." in text
+    assert text.count(wrong) == 1
+    assert text.count("a-8 (clean −8.5") == 1  # in the list of all of them
+
+
 def test_cells_without_a_test_are_in_no_table_of_both_directions(tmp_path: Path) -> None:
     rows = [
         synthetic.summary_row(sweep="heads", site="z", layer=layer, head=0, direction=direction, metric="kl")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import synthetic
 
@@ -191,3 +192,34 @@ def test_a_difference_needs_its_interval_and_its_p(tmp_path: Path) -> None:
     assert "do not differ clearly" in _plain(_answer(tmp_path / "a", findings={"contrast": contrast}).lead)
     contrast["rows"] = [row | {"p": 0.01}]
     assert "the two kinds differ" in _plain(_answer(tmp_path / "b", findings={"contrast": contrast}).lead)
+
+
+@pytest.mark.parametrize(
+    ("metric", "gap", "said", "speaks"),
+    [
+        # a metric that only its maker knows: what the folder says counts
+        ("surprise", -1.0, {"higher_is_better": False}, False),
+        ("surprise", 1.0, {"higher_is_better": False}, True),
+        ("surprise", -1.0, {"higher_is_better": True}, True),
+        ("logit_diff", 1.0, {"higher_is_better": False}, True),
+        # folders made before it was said
+        ("kl", -1.0, {}, False),
+        ("kl", 1.0, {}, True),
+        ("logit_diff", -1.0, {}, True),
+        ("logit_diff", 1.0, {}, False),
+        ("surprise", 1.0, {}, False),
+        ("logit_diff", 0.0, {}, True),
+        ("logit_diff", None, {}, False),
+    ],
+)
+def test_no_gap_to_recover_is_said_by_the_direction_of_the_metric(
+    tmp_path: Path, metric: str, gap: float | None, said: dict[str, bool], speaks: bool
+) -> None:
+    rows = [{**row, "metric": metric} for row in synthetic.head_rows(np.random.default_rng(0))]
+    gaps = [{"metric": "other", "gap": -1.0}, {"metric": metric, "gap": gap, **said}]
+    text = _plain(_answer(tmp_path, rows=rows, findings={"gaps": gaps}).lead)
+    assert ("the clean run is no better than the corrupted one" in text) is speaks
+
+
+def test_without_any_gap_nothing_is_said_of_it(tmp_path: Path) -> None:
+    assert "no better" not in _plain(_answer(tmp_path, findings={"gaps": []}).lead)

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from engramscope.errors import ResultsError
 from engramscope.report.load import Study
 from engramscope.report.panels import Panel, Values, slug
-from engramscope.report.words import METRIC_UNITS, metric_words, shortened
+from engramscope.report.words import METRIC_UNITS, STAR, metric_words, shortened
 from engramscope.results.atomic import atomic_file, disk_sentence
 
 _LINES = ("#2166ac", "#b2182b", "#4d7f3a", "#8a5a9c", "#b8762a", "#3b8686")
@@ -107,6 +107,12 @@ def _label_axis(axis: Axis, labels: Sequence[str], most: int) -> None:
         text.set_parse_math(False)
 
 
+def _name_columns(axes: Axes, panel: Panel) -> None:
+    # a figure also stands without its caption
+    star = "     (* token of the subject)" if STAR in panel.note else ""
+    axes.set_xlabel(panel.column_title + star, fontsize=9, color=_SOFT)
+
+
 def _heatmap(panel: Panel, values: Values, metric: str) -> Figure:
     rows, columns = values.shown.shape
     width = min(12.0, max(4.0, 1.6 + 0.28 * columns + 0.06 * max(map(len, panel.rows))))
@@ -127,7 +133,7 @@ def _heatmap(panel: Panel, values: Values, metric: str) -> Figure:
     axes.spines[:].set_visible(False)
     _label_axis(axes.xaxis, panel.columns, 24)
     _label_axis(axes.yaxis, panel.rows, 60)
-    axes.set_xlabel(panel.column_title, fontsize=9, color=_SOFT)
+    _name_columns(axes, panel)
     axes.set_ylabel(panel.row_title if panel.row_title == "Head" else "", fontsize=9, color=_SOFT)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=18)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -157,7 +163,7 @@ def _profile(panel: Panel, values: Values, metric: str) -> Figure:
         axes.scatter(cut, values.shown[i][values.cut[i]] * factor, marker="x", s=26, color=_HATCH, zorder=3)
     axes.spines[["top", "right"]].set_visible(False)
     _label_axis(axes.xaxis, panel.columns, 24)
-    axes.set_xlabel("Layer", fontsize=9, color=_SOFT)
+    _name_columns(axes, panel)
     axes.set_ylabel(label, fontsize=9, color=_SOFT)
     legend = axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for text in legend.get_texts():

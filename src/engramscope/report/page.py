@@ -92,12 +92,14 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
         "contrast_groups": [str(group) for group in section(study.findings, "contrast").get("groups", [])],
         "contrast_cells": differing,
         "contrast_cells_count": n_differing,
+        "whole": whole,
         "both": tables.both_directions(study),
         "cuts": records(study.findings, "cuts"),
         "pair_metrics": [metric_words(name) for name in metrics],
         "pairs": pairs,
         "pairs_left_out": max(0, len(study.pairs) - len(pairs)),
         "excluded": excluded,
+        "few": tables.FEW_EXCLUDED,
         "skipped": skipped,
         "provenance": tables.provenance(study),
         "checks": tables.self_checks(study),
@@ -108,7 +110,7 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
 def _facts(study: Study) -> list[tuple[str, str]]:
     place = ["sweep", "direction", "site", "layer", "head", "position", "position_role"]
     cells = study.summary.drop_duplicates(place)
-    facts = [("Model", model_name(study)), ("Pairs", f"{len(study.pairs)}{pooled_words(study)}")]
+    facts = [("Model", model_name(study)), ("Pairs", f"{whole(len(study.pairs))}{pooled_words(study)}")]
     facts.append(("Cells", whole(len(cells))))
     started = str(study.manifest.get("started") or "")[:10]
     return [*facts, *([("Run on", started)] if started else [])]

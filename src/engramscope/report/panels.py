@@ -13,12 +13,14 @@ import pandas as pd
 from engramscope.report.load import Study, strings
 from engramscope.report.words import (
     SITE_WORDS,
+    STAR,
     cell_name,
     missing,
     module_path,
     role_label,
     role_order,
     shortened,
+    star_note,
     token_text,
 )
 from engramscope.results.schema import ROLE_MEAN
@@ -223,7 +225,8 @@ def _rows_of(rows: pd.DataFrame, study: Study) -> tuple[dict[Any, int], list[Any
     order_of_roles = sorted(dict.fromkeys(keys), key=role_order)
     labels = [role_label(key) or "(no role)" for key in order_of_roles]
     averaged = any(ROLE_MEAN in str(note) for note in rows["note"])
-    note = f"A role of several tokens is the mean over the {ROLE_MEAN}." if averaged else ""
+    mean = f"A role of several tokens is the mean over the {ROLE_MEAN}." if averaged else ""
+    note = " ".join(filter(None, (star_note(labels), mean)))
     return {key: i for i, key in enumerate(order_of_roles)}, keys, labels, "Role", note
 
 
@@ -234,17 +237,18 @@ def _token_labels(positions: list[int], study: Study) -> tuple[list[str], str]:
     first = used.iloc[0]
     clean, corrupted = strings(first["clean_tokens"]), strings(first.get("corrupted_tokens"))
     roles = strings(first.get("roles"))
-    labels = []
+    labels, starred = [], False
     for position in positions:
         token = shortened(token_text(clean[position]), 16) if position < len(clean) else ""
         other = corrupted[position] if len(corrupted) == len(clean) and position < len(clean) else None
         changed = other is not None and other != clean[position]
         # as in the figures of Meng et al.
         star = "*" if position < len(roles) and roles[position].startswith("subject") else ""
+        starred = starred or bool(star)
         labels.append(f"{position}  {token}{star}" + (f" | {shortened(token_text(other), 12)}" if changed else ""))
-    starred = ", the subject's with a star" if any(role.startswith("subject") for role in roles) else ""
-    note = f"Tokens are those of the pair {first['pair']}, clean | corrupted where the two differ{starred}."
-    return labels, note if len(used) > 1 else note.replace("those of", "of")
+    whose = "those of" if len(used) > 1 else "of"
+    note = f"Tokens are {whose} the pair {first['pair']}, clean | corrupted where the two differ."
+    return labels, f"{note} {STAR}" if starred else note
 
 
 def _without_inner_dimension(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -26,7 +26,7 @@ from engramscope.report.words import (
     percent,
     whole,
 )
-from engramscope.results.effect_scale import no_effect
+from engramscope.results.effect_scale import higher_is_better, no_effect
 
 #: sites through which much or all of the computation runs: their recovery is high wherever information passes
 _STREAM = frozenset({"resid_pre", "resid_mid", "resid_post", "embed", "final_norm", "logits"})
@@ -195,9 +195,10 @@ def _few_pooled(peak: Mapping[str, Any]) -> bool:
 def _gap_sentence(study: Study) -> str:
     """Said first where recovery is of a chosen few: over all pairs there is no gap to recover."""
     metric = study.metrics[0] if study.metrics else ""
-    gap = next((row.get("gap") for row in records(study.findings, "gaps") if row.get("metric") == metric), None)
-    better = -1.0 if metric in {"kl", "rank", "prob_incorrect"} else 1.0  # where less is better
-    if missing(gap) or better * float(gap) > 0:  # type: ignore[arg-type]
+    row = next((row for row in records(study.findings, "gaps") if row.get("metric") == metric), {})
+    gap, up = row.get("gap"), row.get("higher_is_better")
+    up = higher_is_better(metric) if missing(up) else bool(up)  # older folders do not say
+    if missing(gap) or (float(gap) > 0 if up else float(gap) < 0):  # type: ignore[arg-type]
         return ""
     return (
         f"Over all pairs the clean run is no better than the corrupted one in {metric_words(metric)} (mean gap "

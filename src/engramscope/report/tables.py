@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,9 @@ from engramscope.results.effect_scale import is_loss
 TOP = 15
 #: pairs that stand in the page; the rest is in pairs.parquet
 MAX_PAIRS = 2_000
+#: excluded pairs that are named at once
+FEW_EXCLUDED = 6
+_MINUS_SIGN = re.compile(r"(?<![\w.])-(?=\d)")
 _SEVERITIES = ("error", "warning", "note", "ok")
 _SEVERITY_OF = {"info": "note", "passed": "ok", "pass": "ok", "fail": "error", "failed": "error", "warn": "warning"}
 
@@ -95,7 +99,7 @@ def _pairs_behind(cell: Mapping[str, Any]) -> str:
     if missing(n):
         return "–"
     fewer = cell["estimate_kind"] == "recovery" and not missing(pooled) and int(pooled) < int(n)
-    return f"{int(pooled)} of {int(n)}" if fewer else str(int(n))
+    return f"{whole(int(pooled))} of {whole(int(n))}" if fewer else whole(int(n))
 
 
 def _second_metric(study: Study, chosen: pd.DataFrame) -> list[str]:
@@ -300,10 +304,13 @@ def _pieces(tokens: list[str], other: list[str], lead: int) -> list[tuple[str, b
 
 
 def exclusions(study: Study) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str, int, int]]]:
-    """Excluded pairs by reason; skipped cells as (sweep, reason, pairs, cells)."""
+    """Excluded pairs by reason, each with its numbers; skipped cells as (sweep, reason, pairs, cells)."""
     reasons: dict[str, list[str]] = {}
     for item in records(study.manifest, "excluded"):
-        reasons.setdefault(str(item.get("reason") or "no reason given"), []).append(str(item.get("pair", "")))
+        # behind a colon stand the numbers of this pair: "its gap is of the wrong sign: clean 1.2, corrupted 3.4"
+        reason, _, numbers = str(item.get("reason") or "no reason given").partition(": ")
+        said = _MINUS_SIGN.sub(MINUS, numbers)
+        reasons.setdefault(reason, []).append(f"{item.get('pair', '')}{f' ({said})' if said else ''}")
     pairs: Counter[tuple[str, str]] = Counter()
     cells: Counter[tuple[str, str]] = Counter()
     for item in records(study.manifest, "skipped"):
@@ -353,7 +360,7 @@ def _counts(study: Study) -> list[tuple[str, str]]:
     counts = section(study.manifest, "counts")
     plain = [(name, whole(int(counts[name]))) for name in ("pairs", "used", "cells", "rows")
              if isinstance(counts.get(name), int)]  # fmt: skip
-    by_status = [(f"rows: {name}", str(value)) for name, value in section(counts, "by_status").items()]
+    by_status = [(f"rows: {name}", whole(int(value))) for name, value in section(counts, "by_status").items()]
     return [*plain, *by_status, ("confidence", percent(study.confidence))]
 
 

@@ -21,6 +21,7 @@ from engramscope.report.words import (
     role_label,
     role_order,
     role_words,
+    star_note,
 )
 from engramscope.results.schema import Frame
 
@@ -144,5 +145,6 @@ def _lines(
         columns=tuple(str(layer) for layer in layers),
         metrics={name: replace(values, detected=np.where(values.cut, False, values.detected))
                  for name, values in metrics.items()},
+        note=star_note(labels),
         sweeps=sweeps,
     )  # fmt: skip

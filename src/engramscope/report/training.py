@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from engramscope.report.load import Study, records, section
-from engramscope.report.words import WEIGHTS, joined, metric_words, missing, percent
+from engramscope.report.words import WEIGHTS, joined, metric_words, missing, number, percent
 
 #: parts of a layer, and what a column of them is called
 _PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "MLP", "norms": "norms"}
@@ -81,7 +81,7 @@ def moved_words(study: Study) -> str:
         if len(both) >= _ENOUGH and all(len({pair[side] for pair in both}) > 1 for side in (0, 1)):
             rho = float(pd.Series([one for one, _ in both]).corr(pd.Series([two for _, two in both]), "spearman"))
             if np.isfinite(rho):
-                said.append(f"{rho:.2f} for {name}")
+                said.append(f"{number(rho)} for {name}")
     if said:
         text += f" Rank correlation of the two over layers: {joined(said)}."
     return text

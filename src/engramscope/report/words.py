@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engramscope.results import effect_scale
 
 NARROW_SPACE = "\u202f"
+NO_BREAK = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
 
@@ -73,6 +74,8 @@ _ROLE_WORDS: Mapping[str, str] = {
     "further": "further tokens",
     "last": "last token",
 }
+#: what the star of `role_label` means
+STAR = "A star marks tokens of the subject."
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CONTROL = {"\n": "↵", "\r": "↵", "\t": "⇥", "": "∅"}
 
@@ -87,7 +90,8 @@ def missing(value: object) -> bool:
 def number(value: object) -> str:
     """A number for reading: two decimals, two significant digits below 0.1, powers of ten when tiny or huge.
 
-    The minus sign is a true one; a dash stands for a missing value. Full precision is in the tables, not in the page.
+    The minus sign is a true one, thousands are set apart as in `whole`, and a dash stands for a missing value. Full
+    precision is in the tables, not in the page.
     """
     if missing(value):
         return DASH
@@ -99,9 +103,10 @@ def number(value: object) -> str:
         return "0"
     if size < 1e-3 or size >= 1e6:
         digits, power = f"{x:.1e}".split("e")
-        return f"{digits} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace("-", MINUS)
+        exponent = str(int(power)).translate(_SUPERSCRIPTS)
+        return f"{digits}{NO_BREAK}×{NO_BREAK}10{exponent}".replace("-", MINUS)
     places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.095 else 3 if size >= 0.0095 else 4
-    return f"{x:.{places}f}".replace("-", MINUS)
+    return f"{x:,.{places}f}".replace(",", NARROW_SPACE).replace("-", MINUS)
 
 
 def percent(value: object) -> str:
@@ -187,6 +192,11 @@ def role_words(role: object) -> str:
 def role_label(role: object) -> str:
     """The same for an axis; tokens of the subject have a star, as in the figures of Meng et al."""
     return role_words(role) + ("*" if str(role).split("_")[0] == "subject" else "")
+
+
+def star_note(labels: Sequence[str]) -> str:
+    """What the star of `role_label` means, for the caption of a figure that has one; else empty."""
+    return STAR if any(label.endswith("*") for label in labels) else ""
 
 
 def role_order(role: object) -> int:

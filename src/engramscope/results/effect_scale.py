@@ -34,6 +34,14 @@ def shown(estimate: float, kind: str, direction: str) -> float:
     return 1.0 - estimate if is_loss(kind, direction) else estimate
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better (`Metric.higher_is_better`).
+
+    A name that no metric has (in a table that was made elsewhere) counts as one of which more is better.
+    """
+    return metric not in metric_names() or get_metric(metric).higher_is_better
+
+
 def is_signed(metric: str) -> bool:
     """Whether a patch without meaning moves the metric up as often as down (`Metric.signed`).
 

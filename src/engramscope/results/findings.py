@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engramscope.results.effect_scale import UNSIGNED, is_signed, no_effect
+from engramscope.results.effect_scale import UNSIGNED, higher_is_better, is_signed, no_effect
 from engramscope.results.schema import CELL, Frame
 from engramscope.results.summary import Family, cell_label, families, family_rng
 from engramscope.stats.bootstrap import bootstrap_mean
@@ -97,7 +97,7 @@ def _gaps(
         rows[key] = {
             "corruption": key[0], "metric": key[1], "n": len(gap), "clean": float(family.clean.mean()),
             "corrupted": float(family.corrupted.mean(axis=1).mean()), "gap": float(gap.mean()),
-            "low": float(found.low[0]), "high": float(found.high[0]),
+            "low": float(found.low[0]), "high": float(found.high[0]), "higher_is_better": higher_is_better(key[1]),
         }  # fmt: skip
     return list(rows.values())
 
