@@ -13,7 +13,14 @@ from engramscope.models import Model, load_model
 from engramscope.records.bundled import bundled_records
 
 SETTINGS = Settings(
-    facts=5, methods=("ft",), layers=(0, 3, 5), options={"ft": {"steps": 6}}, window=1, draws=2, resamples=100, seed=3
+    facts=5,
+    methods=("ft",),
+    layers=(0, 3, 5),
+    options={"ft": {"steps": 6}},
+    windows=(1,),
+    draws=2,
+    resamples=100,
+    seed=3,
 )
 
 

@@ -15,21 +15,21 @@ from engramscope.locate_edit.settings import OUTCOMES, Settings, settings_of
 from engramscope.locate_edit.words import primary, sentences, verdict
 
 FACTS, LAYERS = 40, 6
-SETTINGS = Settings(facts=FACTS, methods=("rome", "ft"), resamples=400, draws=2)
+SETTINGS = Settings(facts=FACTS, methods=("rome", "ft"), windows=(5,), resamples=400, draws=2)
 #: for tests that look at a single number
-SMALL = Settings(facts=FACTS, methods=("rome", "ft"), corruptions=("str",), resamples=100)
+SMALL = Settings(facts=FACTS, methods=("rome", "ft"), windows=(5,), corruptions=("str",), resamples=100)
 
 
 def _tracing(effect: np.ndarray, noise: np.ndarray) -> pd.DataFrame:
     """The same effect in every analysis, with two draws of noise around it."""
     rows = []
-    for predictor in predictors(SETTINGS):
+    for predictor in predictors(SETTINGS, LAYERS):
         draws = [(None, effect)]
         if predictor.corruption == "gaussian":
             draws += [(0, effect + noise), (1, effect - noise)]
         for draw, values in draws:
             for fact, layer in np.ndindex(*effect.shape):
-                rows.append({"fact": f"f{fact}", "site": predictor.site, "window": 5, "metric": predictor.metric,
+                rows.append({"fact": f"f{fact}", "site": predictor.site, "window": predictor.window, "metric": predictor.metric,
                              "corruption": predictor.corruption, "layer": layer, "tokens": predictor.tokens,
                              "draw": draw, "effect": values[fact, layer], "clean": 0.9, "corrupted": 0.1})  # fmt: skip
     return pd.DataFrame(rows).astype({"draw": "Int64"})
@@ -58,13 +58,13 @@ def _planted(seed: int = 0) -> Tables:
     relations = tuple(f"r{fact % 4}" for fact in range(FACTS))
     noise = rng.normal(0, 0.02, effect.shape)
     return Tables(_tracing(effect, noise), _edits({"rome": helped, "ft": alone}), names, relations,
-                  tuple(range(LAYERS)))  # fmt: skip
+                  tuple(range(LAYERS)), LAYERS)  # fmt: skip
 
 
 def _found(tables: Tables, settings: Settings = SETTINGS) -> dict[str, Any]:
     return {
         "model": {"name": "toy", "n_layers": LAYERS}, "settings": settings.model_dump(mode="json"),
-        "layers": list(tables.layers), "windows": {"mlp_out": 5},
+        "layers": list(tables.layers), "places": [{"site": "mlp_out", "window": 5}],
         "facts": {"chosen": FACTS, "looked_at": FACTS, "left_out": {}, "relations": 4}, **analyse(tables, settings),
     }  # fmt: skip
 
@@ -169,9 +169,9 @@ def test_relations_as_clusters_widen_the_intervals() -> None:
 
 def test_bad_settings_are_said_in_sentences_all_at_once() -> None:
     with pytest.raises(InputError) as error:
-        settings_of(facts=2, methods=(), corruptions=("gauss",), window=0, layers=("x",))
+        settings_of(facts=2, methods=(), corruptions=("gauss",), windows=(0,), layers=("x",))
     assert {fault.split(":")[0].split(".")[0] for fault in error.value.faults} == {
-        "facts", "methods", "corruptions", "window", "layers",
+        "facts", "methods", "corruptions", "windows", "layers",
     }  # fmt: skip
     with pytest.raises(InputError, match="named twice"):
         settings_of(methods=("ft", "ft"))

@@ -157,7 +157,7 @@ def test_the_page_escapes_and_fetches_nothing(finished: LocateEdit, mini: Model,
     found["model"]["name"] = "<b onload=x>&"
     found["failed"] = [{"editor": "ft", "status": "failed: <i>", "edits": 1}]
     chosen = tuple(sorted(set(finished.edits()["fact"])))
-    tables = run.Tables(finished.tracing(), finished.edits(), chosen, ("r",) * len(chosen), (0, 3, 5))
+    tables = run.Tables(finished.tracing(), finished.edits(), chosen, ("r",) * len(chosen), (0, 3, 5), 6)
     page = write_page(tmp_path, tables, found).read_text(encoding="utf-8")
     assert "<b onload" not in page
     assert "failed: <i>" not in page

@@ -12,7 +12,7 @@ import torch
 
 from engramscope.locate_edit import LocateEdit
 from engramscope.locate_edit.settings import Settings
-from engramscope.locate_edit.tracing import draws_of, restored, table_of, windows_of
+from engramscope.locate_edit.tracing import draws_of, places_of, restored, table_of
 from engramscope.models import Model
 from engramscope.pairs import read_pairs
 
@@ -21,7 +21,7 @@ def _row(patched: float, **over: Any) -> dict[str, Any]:
     return {
         "pair": "a", "corruption": "gaussian", "seed": 0, "site": "mlp_out", "window": 5, "metric": "prob",
         "layer": 0, "position": 1, "position_role": "subject_last", "clean": 0.9, "corrupted": 0.1,
-        "patched": patched, "status": "ok", "sweep": "mlp_out", "cut": False, **over,
+        "patched": patched, "status": "ok", "sweep": "mlp_out, 5 layers", "cut": False, **over,
     }  # fmt: skip
 
 
@@ -32,12 +32,12 @@ def test_fractions_by_hand() -> None:
         _row(0.0, layer=1), _row(0.1, layer=1, seed=1, corrupted=0.3),  # worse than corrupted: 0
         _row(9.0, layer=1, position=2, position_role="last", cut=True),
         _row(9.0, layer=1, position=3, position_role="last", status="failed: x"),
-        _row(9.0, sweep="mlp_out (single layers)", window=1),
+        _row(9.0, sweep="mlp_out, 5 layers (single layers)", window=1),
         _row(0.5, pair="b", corrupted=0.895), _row(0.5, pair="b", corrupted=0.897, seed=1),  # hardly corrupted
         _row(5.0, pair="c", metric="logit_diff", clean=4.0, corrupted=-1.0), # more than restored
     ]  # fmt: skip
-    table = restored(pd.DataFrame(rows), ["mlp_out"])
-    which = {"corruption": "gaussian", "site": "mlp_out"}
+    table = restored(pd.DataFrame(rows), [("mlp_out", 5)])
+    which = {"corruption": "gaussian", "site": "mlp_out", "window": 5}
     found = table_of(table, ["a", "b"], [0, 1], metric="prob", tokens="any", **which)
     np.testing.assert_allclose(found, [[0.5 / 0.7, 0.0], [np.nan, np.nan]])
     last = table_of(table, ["a"], [0, 1], metric="prob", tokens="subject_last", **which)
@@ -54,13 +54,14 @@ def test_the_largest_token_counts_and_the_last_of_the_subject_apart() -> None:
         _row(0.7, position=4, position_role="last"),
         _row(0.2, position=0, position_role="subject_first"),
     ]
-    table = restored(pd.DataFrame(rows), ["mlp_out"])
+    table = restored(pd.DataFrame(rows), [("mlp_out", 5)])
     values = {row["tokens"]: row["effect"] for row in table.to_dict("records")}
     assert values == pytest.approx({"any": 0.75, "subject_last": 0.25})
 
 
 def test_windows_are_no_wider_than_the_model() -> None:
-    assert windows_of(Settings(sites=("mlp_out", "resid_post"), window=5), 3) == {"mlp_out": 3, "resid_post": 1}
+    settings = Settings(sites=("mlp_out", "resid_post"), windows=(5, 3, 1))
+    assert places_of(settings, 3) == [("mlp_out", 3), ("mlp_out", 1), ("resid_post", 1)]
 
 
 def _by_hooks(model: Model, clean: str, corrupted: str, layer: int, answer: str) -> tuple[float, float, float]:

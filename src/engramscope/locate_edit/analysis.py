@@ -11,7 +11,7 @@ import pandas as pd
 
 from engramscope.locate_edit.facts import Progress
 from engramscope.locate_edit.settings import METRICS, OUTCOMES, TOKENS, Settings
-from engramscope.locate_edit.tracing import draws_of, table_of
+from engramscope.locate_edit.tracing import draws_of, places_of, table_of
 from engramscope.results.schema import Frame
 from engramscope.stats.associations import Associations, within_layers
 from engramscope.stats.bootstrap import bootstrap_mean
@@ -32,6 +32,7 @@ class Predictor:
     """One way to measure what tracing restores."""
 
     site: str
+    window: int
     corruption: str
     metric: str
     tokens: str
@@ -51,6 +52,7 @@ class Tables:
         facts: ids of all facts, in order.
         relations: of the facts.
         layers: that were edited.
+        n_layers: of the model.
     """
 
     tracing: pd.DataFrame
@@ -58,6 +60,7 @@ class Tables:
     facts: tuple[str, ...]
     relations: tuple[str, ...]
     layers: tuple[int, ...]
+    n_layers: int
 
     def outcome(self, editor: str, outcome: str) -> np.ndarray:
         """Mean over seeds `[n_facts, n_layers]`; NaN where an edit failed or the fact has no such prompt."""
@@ -72,11 +75,11 @@ class Tables:
         return np.array(self.facts if settings.cluster == "fact" else self.relations)
 
 
-def predictors(settings: Settings) -> list[Predictor]:
+def predictors(settings: Settings, n_layers: int) -> list[Predictor]:
     """Every way that the settings ask for; the first is the published one where it is among them."""
     return [
-        Predictor(site, corruption, metric, tokens)
-        for site in settings.sites
+        Predictor(site, window, corruption, metric, tokens)
+        for site, window in places_of(settings, n_layers)
         for corruption in settings.corruptions
         for metric in METRICS
         for tokens in TOKENS
@@ -94,7 +97,7 @@ def analyse(tables: Tables, settings: Settings, progress: Progress | None = None
         (predictor, editor, outcome)
         for editor in settings.methods
         for outcome in OUTCOMES
-        for predictor in predictors(settings)
+        for predictor in predictors(settings, tables.n_layers)
     ]
     rows = []
     for done, (predictor, editor, outcome) in enumerate(wanted):
@@ -192,7 +195,7 @@ def _curves(tables: Tables, settings: Settings) -> Iterator[dict[str, Any]]:
         for outcome in OUTCOMES:
             values = tables.outcome(editor, outcome)
             yield {"what": "outcome", "editor": editor, "outcome": outcome, **_curve(values, tables, settings)}
-    for predictor in predictors(settings):
+    for predictor in predictors(settings, tables.n_layers):
         values = predictor.of(tables.tracing, tables.facts, tables.layers)
         yield {"what": "tracing", **asdict(predictor), **_curve(values, tables, settings)}
 
@@ -212,7 +215,7 @@ def _curve(values: np.ndarray, tables: Tables, settings: Settings) -> dict[str, 
 
 def _reliabilities(tables: Tables, settings: Settings) -> list[dict[str, Any]]:
     found = []
-    for predictor in predictors(settings):
+    for predictor in predictors(settings, tables.n_layers):
         draws = [predictor.of(tables.tracing, tables.facts, tables.layers, draw)
                  for draw in draws_of(tables.tracing, predictor.corruption)]  # fmt: skip
         if len(draws) > 1:

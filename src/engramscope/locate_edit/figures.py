@@ -66,7 +66,7 @@ def curves_figure(found: Mapping[str, Any]) -> Figure:
     traced = [
         one
         for one in found["curves"]
-        if one["what"] == "tracing" and (one["site"], one["tokens"]) == (first["site"], first["tokens"])
+        if one["what"] == "tracing" and all(one[key] == first[key] for key in ("site", "window", "tokens"))
     ]
     for number, one in enumerate(traced):
         label = f"{SHORT[one['corruption']]}, {SHORT[one['metric']]}"

@@ -15,6 +15,7 @@ from engramscope.locate_edit.words import (
     SHORT,
     TOKENS,
     WAYS,
+    brief_site,
     cautions,
     points,
     primary,
@@ -57,6 +58,7 @@ def write_page(folder: Path, tables: Tables, found: Mapping[str, Any]) -> Path:
         },
         methods=joined(list(found["settings"]["methods"]), 20),
         site=site_words,
+        brief_site=brief_site,
         points=points,
         verdict=verdict,
     )
@@ -66,7 +68,7 @@ def write_page(folder: Path, tables: Tables, found: Mapping[str, Any]) -> Path:
 
 
 def _scatter(tables: Tables, row: Mapping[str, Any]) -> dict[str, Any]:
-    predictor = Predictor(row["site"], row["corruption"], row["metric"], row["tokens"])
+    predictor = Predictor(row["site"], row["window"], row["corruption"], row["metric"], row["tokens"])
     x = predictor.of(tables.tracing, tables.facts, tables.layers)
     y = tables.outcome(row["editor"], row["outcome"])
     return {"editor": row["editor"], "row": row, "source": embedded_figure(scatter_figure(x, y, tables.layers, row))}

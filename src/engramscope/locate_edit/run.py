@@ -19,7 +19,7 @@ from engramscope.locate_edit.edits import Bench, bench_of, cases_of, edit_all
 from engramscope.locate_edit.facts import Chosen, Progress, choose_facts, relation_of
 from engramscope.locate_edit.page import write_page
 from engramscope.locate_edit.settings import Settings
-from engramscope.locate_edit.tracing import gaps, restored, trace, windows_of
+from engramscope.locate_edit.tracing import gaps, places_of, restored, trace
 from engramscope.locate_edit.words import sentences
 from engramscope.models import Model, load_model
 from engramscope.pairs.write import write_jsonl
@@ -115,11 +115,12 @@ def run_locate_edit(
         studies = trace(held, chosen.pairs, asked, folder / "tracing", resume=resume, progress=progress)
         edits = edit_all(held, cases, bench, folder / _PARTS, progress)
         effects = pd.concat([study.effects() for study in studies.values()], ignore_index=True)
-        tracing = restored(effects, asked.sites)
+        tracing = restored(effects, places_of(asked, held.anatomy.n_layers))
         write_table(folder / "tracing.parquet", pa.Table.from_pandas(tracing, preserve_index=False))
         write_table(folder / "edits.parquet", edits)
         tables = Tables(tracing, edits.to_pandas(), tuple(record.id for record in chosen.records),
-                        tuple(relation_of(record) for record in chosen.records), layers)  # fmt: skip
+                        tuple(relation_of(record) for record in chosen.records), layers,
+                        held.anatomy.n_layers)  # fmt: skip
         found = _found(held, asked, chosen, tables, progress)
         write_json(folder / RESULT, found)
         write_page(folder, tables, json.loads((folder / RESULT).read_text(encoding="utf-8")))
@@ -207,7 +208,7 @@ def _found(
         "model": {"name": model.name or "the model", "n_layers": model.anatomy.n_layers},
         "settings": settings.model_dump(mode="json"),
         "layers": list(tables.layers),
-        "windows": windows_of(settings, model.anatomy.n_layers),
+        "places": [{"site": site, "window": window} for site, window in places_of(settings, model.anatomy.n_layers)],
         "facts": {
             "chosen": len(chosen.records), "looked_at": chosen.looked_at, "left_out": chosen.left_out,
             "relations": len(set(tables.relations)),

@@ -28,7 +28,8 @@ class Settings(BaseModel):
         layers: layers that are edited; None for each.
         options: options of single editors, {"ft": {"steps": 10}}; `layer` is set here.
         sites: what tracing restores: "mlp_out" in windows of layers, "resid_post" (the residual stream) layer by layer.
-        window: width of the windows of MLP layers; 5 as in the published analysis.
+        windows: widths of the windows of MLP layers; 5 as in the published analysis, and single layers beside it,
+            because windows inflate effects.
         corruptions: how the corrupted run is made.
         sigma: factor of the noise, in standard deviations of the subjects' embeddings.
         draws: noise draws of each fact; the analysis uses their mean, and is repeated for each.
@@ -46,7 +47,7 @@ class Settings(BaseModel):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     options: Mapping[str, Mapping[str, Any]] = {}
     sites: Annotated[tuple[Site, ...], Field(min_length=1)] = ("mlp_out",)
-    window: Annotated[int, Field(ge=1)] = 5
+    windows: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5, 1)
     corruptions: Annotated[tuple[Corruption, ...], Field(min_length=1)] = ("gaussian", "str")
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     draws: Annotated[int, Field(ge=1)] = 3
@@ -56,7 +57,7 @@ class Settings(BaseModel):
     resamples: Annotated[int, Field(ge=100)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @field_validator("methods", "layers", "sites", "corruptions")
+    @field_validator("methods", "layers", "sites", "windows", "corruptions")
     @classmethod
     def _no_repetition(cls, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if given is not None and len(set(given)) < len(given):

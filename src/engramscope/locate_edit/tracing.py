@@ -61,20 +61,30 @@ def _study(model: Model, corruption: str, settings: Settings) -> dict[str, Any]:
         "pairs": {"file": "../pairs.jsonl"},
         "corruption": {"method": corruption, **noise},
         "sweep": [
-            {"name": site, "site": site, "positions": "each", "window": window}
-            for site, window in windows_of(settings, model.anatomy.n_layers).items()
+            {"name": sweep_name(site, window), "site": site, "positions": "each", "window": window}
+            for site, window in places_of(settings, model.anatomy.n_layers)
         ],
         "metrics": {"names": list(METRICS[::-1])},
         "stats": {"resamples": _RESAMPLES},
     }
 
 
-def windows_of(settings: Settings, n_layers: int) -> dict[str, int]:
-    """Site -> width of its windows; at most all layers, and 1 for the residual stream, which is restored whole."""
-    return {site: 1 if site == "resid_post" else min(settings.window, n_layers) for site in settings.sites}
+def places_of(settings: Settings, n_layers: int) -> list[tuple[str, int]]:
+    """(site, width of its windows), each once; at most all layers, and 1 for the residual stream, restored whole."""
+    wanted = [
+        (site, 1 if site == "resid_post" else min(window, n_layers))
+        for site in settings.sites
+        for window in settings.windows
+    ]
+    return list(dict.fromkeys(wanted))
 
 
-def restored(effects: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
+def sweep_name(site: str, window: int) -> str:
+    """The name of a sweep in the studies of the tracing."""
+    return f"{site}, {window} layers" if window > 1 else site
+
+
+def restored(effects: pd.DataFrame, places: Sequence[tuple[str, int]]) -> pd.DataFrame:
     """The fraction of the gap that restoring a layer brings back.
 
     `fraction = max(0, (restored - corrupted) / |clean - corrupted|)` of the metric at one token, means over noise draws
@@ -83,7 +93,7 @@ def restored(effects: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
 
     Args:
         effects: `effects.parquet` of the tracing studies.
-        sites: names of the sweeps that are wanted; windows bring single layers along, which are not.
+        places: (site, window) of the sweeps that are wanted.
 
     Returns:
         A row per fact, site, window, corruption, metric, layer, `tokens` ("any", "subject_last") and `draw` (missing:
@@ -93,7 +103,9 @@ def restored(effects: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     Source: Hase et al. 2023, their analysis code.
     Deviation: facts whose gap is tiny or of the wrong sign have no effect there; they divide by its absolute value.
     """
-    rows: Frame = effects[effects["sweep"].isin(list(sites)) & ~effects["cut"].astype(bool)]
+    rows: Frame = effects[
+        effects["sweep"].isin([sweep_name(*place) for place in places]) & ~effects["cut"].astype(bool)
+    ]
     rows = rows[rows["status"] == "ok"].rename(columns={"pair": "fact", "seed": "draw"})
     cells = [*_KEYS, "position", "position_role"]
     mean = rows.groupby(cells, dropna=False)[["clean", "corrupted", "patched"]].mean().reset_index()
@@ -129,7 +141,7 @@ def table_of(
         facts: ids, the rows.
         layers: the columns.
         draw: a noise draw; None for the mean over all.
-        which: the values of other columns: `corruption`, `metric`, `site`, `tokens`.
+        which: the values of other columns: `site`, `window`, `corruption`, `metric`, `tokens`.
     """
     rows: Frame = tracing[tracing["draw"].isna() if draw is None else tracing["draw"] == draw]
     for name, value in which.items():

@@ -33,12 +33,17 @@ def site_words(site: str, window: int) -> str:
     return "the MLP of one layer" if window == 1 else f"a window of {window} MLP layers"
 
 
+def brief_site(site: str, window: int) -> str:
+    """The same for a table."""
+    return "residual" if site == "resid_post" else "1 layer" if window == 1 else f"{window} layers"
+
+
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """The answer: the facts, what layer and tracing explain, the three controls, how far all analyses agree."""
     said = [_facts(found)]
     for editor in found["settings"]["methods"]:
         row = primary(found, editor)
-        said += [_explained(row, found), _controls(row)] if row["status"] == "ok" else [_missing(row)]
+        said += [_explained(row), _controls(row)] if row["status"] == "ok" else [_missing(row)]
     return [sentence for sentence in [*said, _agreement(found), *cautions(found)] if sentence]
 
 
@@ -59,12 +64,12 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing it."""
     said = []
     count, settings = found["model"]["n_layers"], found["settings"]
-    for site, window in found["windows"].items():
-        if site == "mlp_out" and window > max(1, count // 3):
-            said.append(
-                f"A window of {window} spans much of a model of {count} layers, so neighbouring layers are hardly told "
-                "apart by tracing; compare with --window 1."
-            )
+    wide = [place["window"] for place in found["places"] if place["window"] > max(1, count // 3)]
+    if wide:
+        said.append(
+            f"A window of {max(wide)} spans much of a model of {count} layers, so neighbouring layers are hardly told "
+            "apart by tracing; look at the analyses of narrower windows."
+        )
     weak = [one for one in found["reliability"] if (one["reliability"] or 0.0) < 0.5]
     if weak:
         said.append(
@@ -97,7 +102,7 @@ def _facts(found: Mapping[str, Any]) -> str:
     )
 
 
-def _explained(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _explained(row: Mapping[str, Any]) -> str:
     models = row["models"]
     gain, p = models["gain_adjusted"], models["permutation_p"]
     more = (
@@ -108,7 +113,7 @@ def _explained(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     how = f"{CORRUPTIONS[row['corruption']]}, {METRICS[row['metric']]}, {TOKENS[row['tokens']]}"
     return (
         f"{row['editor']}: the layer explains {percent(models['layer']['value'])} of the variance of the rewrite's "
-        f"success, tracing alone ({how}; {site_words(row['site'], found['windows'][row['site']])}) "
+        f"success, tracing alone ({how}; {site_words(row['site'], row['window'])}) "
         f"{percent(models['predictor']['value'])}. {more}: {points(gain['value'])} "
         f"({_hundredfold(gain['low'])} to {_hundredfold(gain['high'])}) of the variance once chance is taken off, "
         f"{_hundredfold(models['gain'])} before; {p_value(p)}."
@@ -151,7 +156,7 @@ def _agreement(found: Mapping[str, Any]) -> str:
     significant = [row for row in done if (row["choice"]["differences"][0]["p_holm"] or 1.0) <= LEVEL]
     better = sum(row["choice"]["differences"][0]["value"] > 0 for row in significant)
     return (
-        f"Over all {len(done)} analyses (corruption, metric, tokens, editor, outcome), corrected for their number "
+        f"Over all {len(done)} analyses (window, corruption, metric, tokens, editor, outcome), corrected for their number "
         f"(Holm, p at most {bare_p(LEVEL)}): tracing adds to the layer in {adds}; the own peak beats the best fixed "
         f"layer in {better} and is worse in {len(significant) - better}."
     )

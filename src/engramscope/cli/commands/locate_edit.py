@@ -24,7 +24,9 @@ def locate_edit(
         list[str] | None, typer.Option("--option", help="method.option=value: an editor's own (several times).")
     ] = None,
     site: Annotated[str, typer.Option(help="What tracing restores: mlp_out, resid_post, or both.")] = "mlp_out",
-    window: Annotated[int, typer.Option(help="MLP layers restored together.", min=1)] = 5,
+    windows: Annotated[
+        str, typer.Option("--window", help="MLP layers restored together; several are compared.")
+    ] = "5,1",
     corruptions: Annotated[str, typer.Option(help="gaussian, str, or both.")] = "gaussian,str",
     draws: Annotated[int, typer.Option(help="Noise draws of each fact.", min=1)] = 3,
     edit_seeds: Annotated[int, typer.Option(help="Edits of each fact and layer.", min=1)] = 1,
@@ -51,7 +53,7 @@ def locate_edit(
 
         settings = settings_of(
             facts=count, methods=_names(methods), layers=_layers(layers), options=_options(options or []),
-            sites=_names(site), window=window, corruptions=_names(corruptions), draws=draws, edit_seeds=edit_seeds,
+            sites=_names(site), windows=_whole(windows), corruptions=_names(corruptions), draws=draws, edit_seeds=edit_seeds,
             cluster=cluster, resamples=resamples, seed=seed,
         )  # fmt: skip
         refuse_occupied(out, resume)
@@ -79,9 +81,13 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _layers(text: str) -> tuple[Any, ...] | None:
-    """What is no number is left as it is, and refused with the other settings."""
     if text.strip() == "each":
         return None
+    return _whole(text)
+
+
+def _whole(text: str) -> tuple[Any, ...]:
+    """Numbers; what is none is left as it is, and refused with the other settings."""
     return tuple(int(name) if name.isascii() and name.isdigit() else name for name in _names(text))
 
 
