@@ -24,12 +24,15 @@ def with_drawn_targets(records: Records, seed: int = 0) -> Records:
         seed: of the draw.
 
     Returns:
-        The records with targets; those whose relation has no second answer are moved to `unusable`.
+        The records with targets; those whose relation has no second answer are moved to `unusable`. The same object
+        where every fact has a target.
 
     Raises:
         InputError: a fact without a target has no relation or no true answer; or nothing is left.
     """
     blank = [record for record in records if not record.fact.target]
+    if not blank:
+        return records
     faults = [
         f"The fact {record.id!r} has no {what}, so no target can be drawn for it."
         for record in blank
