@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,8 @@ def _tracing(effect: np.ndarray, noise: np.ndarray) -> pd.DataFrame:
             draws += [(0, effect + noise), (1, effect - noise)]
         for draw, values in draws:
             for fact, layer in np.ndindex(*effect.shape):
-                rows.append({"fact": f"f{fact}", "site": predictor.site, "window": predictor.window, "metric": predictor.metric,
-                             "corruption": predictor.corruption, "layer": layer, "tokens": predictor.tokens,
-                             "draw": draw, "effect": values[fact, layer], "clean": 0.9, "corrupted": 0.1})  # fmt: skip
+                rows.append({"fact": f"f{fact}", "layer": layer, "draw": draw, **asdict(predictor),
+                             "effect": values[fact, layer], "clean": 0.9, "corrupted": 0.1})  # fmt: skip
     return pd.DataFrame(rows).astype({"draw": "Int64"})
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engramscope.errors import InputError
+from engramscope.locate_edit import facts
 from engramscope.locate_edit.facts import NO_PARTNER, NO_TRUE, UNKNOWN, UNSOUND, choose_facts, first_token_text
 from engramscope.models import Model
 from engramscope.records import Fact, Record
@@ -103,11 +104,32 @@ def test_the_first_token_of_a_long_answer_as_text(family: str) -> None:
         )
 
 
-def test_answers_that_begin_alike_are_no_partners() -> None:
+def test_answers_that_begin_alike_are_no_partners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "states_right", lambda _model, asks: [True] * len(asks))
     model = tiny_with_tokenizer("gpt2")
     records = [
         Record(f"r{at}", Fact(f"The child called {name} plays with the", name, "kite", true, f"r{at}"), "toy")
         for at, (name, true) in enumerate([("Anna", "ball drum"), ("Clara", "ball boat"), ("Greta", "ball coat")])
     ]
-    with pytest.raises(InputError, match=f"3: ({NO_PARTNER}|{UNKNOWN})"):
+    with pytest.raises(InputError, match=f"3: {NO_PARTNER}"):
         choose_facts(model, records, 3)
+    other = [replace(one, fact=replace(one.fact, true=f"{word} ball"))
+             for one, word in zip(records, ("drum", "boat", "coat"), strict=True)]  # fmt: skip
+    chosen = choose_facts(model, other, 3)
+    assert len(chosen.records) == 3
+    assert {pair.correct for pair in chosen.pairs} == {(" drum",), (" boat",), (" coat",)}
+    assert all(pair.incorrect[0] in {" drum", " boat", " coat"} - {pair.correct[0]} for pair in chosen.pairs)
+
+
+def test_partners_have_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "states_right", lambda _model, asks: [True] * len(asks))
+    model = tiny_with_tokenizer("gpt2")
+    names = {"Anna": "ball", "Zoroaster": "drum", "Bob": "kite", "Clara": "boat"}
+    assert len(model.tokenizer("Zoroaster").input_ids) > 1
+    records = [
+        Record(f"r{at}", Fact(f"The child called {name} plays with the", name, "coat", true, f"r{at}"), "toy")
+        for at, (name, true) in enumerate(names.items())
+    ]
+    chosen = choose_facts(model, records, 10)
+    assert chosen.left_out == {NO_PARTNER: 1}
+    assert not any("Zoroaster" in f"{pair.clean} {pair.corrupted}" for pair in chosen.pairs)

@@ -146,6 +146,19 @@ def test_an_edit_that_fails_is_a_row_and_one_that_always_fails_an_error(
         edit_all(mini, cases, bench, tmp_path / "new")
 
 
+def test_every_seed_makes_an_edit_of_its_own(
+    mini: Model, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seeds = FineTuning.compute, []
+    monkeypatch.setattr(
+        FineTuning, "compute", lambda self, *args, **more: (seeds.append(more["seed"]), real(self, *args, **more))[1]
+    )
+    bench = bench_of(SETTINGS.model_copy(update={"edit_seeds": 2}), [4])
+    rows = edit_all(mini, cases_of(mini, records[:2]), bench, tmp_path).to_pandas()
+    assert seeds == [3, 4, 3, 4]
+    assert list(rows["seed"]) == [3] * 3 + [4] * 3 + [3] * 3 + [4] * 3
+
+
 def test_the_page_escapes_and_fetches_nothing(finished: LocateEdit, mini: Model, records: Any, tmp_path: Path) -> None:
     text = finished.page.read_text(encoding="utf-8")
     assert "default-src &#39;none&#39;" in text

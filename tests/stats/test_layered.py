@@ -10,7 +10,7 @@ from scipy import stats
 
 from engramscope.stats.associations import weighted_correlation, weighted_midranks, within_layers
 from engramscope.stats.layer_choice import at_peak, layer_choice
-from engramscope.stats.layered import explained
+from engramscope.stats.layered import explained, reliability
 
 
 def _tables(seed: int, facts: int = 30, layers: int = 5, beta: float = 0.4, shared: float = 0.5) -> Any:
@@ -197,6 +197,29 @@ def test_success_at_the_own_peak_by_hand() -> None:
     predictor = np.array([[0.1, 0.9], [0.5, 0.5], [0.8, 0.2]])
     outcome = np.array([[0.0, 1.0], [0.2, 0.6], [0.3, 0.9]])
     np.testing.assert_allclose(at_peak(predictor, outcome), [1.0, 0.4, 0.3])
+
+
+def test_reliability_is_the_share_of_variance_that_is_true() -> None:
+    rng = np.random.default_rng(16)
+    true = rng.normal(size=(400, 5)) + 10 * np.arange(5)  # levels of layers are no agreement
+    draws = true + rng.normal(size=(3, 400, 5))
+    # one draw is half true, the mean of three is 1 / (1 + 1/3)
+    assert reliability(draws) == pytest.approx(0.75, abs=0.03)
+    assert np.isnan(reliability(draws[:1]))
+    assert np.isnan(reliability(np.ones((3, 10, 2))))
+
+
+def test_correlations_of_resamples_are_of_ranks_made_anew() -> None:
+    """One far outlier: ranks hardly feel it, so that their interval is short where Pearson's is wide."""
+    rng = np.random.default_rng(17)
+    x = rng.normal(size=(40, 1))
+    y = x + rng.normal(size=(40, 1))
+    x[0], y[0] = 60.0, -60.0
+    found = {kind: within_layers(x, y, np.arange(40), kind, rng=np.random.default_rng(0), resamples=300)
+             for kind in ("pearson", "spearman")}  # fmt: skip
+    assert found["pearson"].high[0] - found["pearson"].low[0] > 1.2
+    assert found["spearman"].high[0] - found["spearman"].low[0] < 0.7
+    assert found["spearman"].low[0] > 0.1
 
 
 def _choice(x: Any, y: Any, seed: int = 0) -> Any:

@@ -156,7 +156,7 @@ def _agreement(found: Mapping[str, Any]) -> str:
     significant = [row for row in done if (row["choice"]["differences"][0]["p_holm"] or 1.0) <= LEVEL]
     better = sum(row["choice"]["differences"][0]["value"] > 0 for row in significant)
     return (
-        f"Over all {len(done)} analyses (window, corruption, metric, tokens, editor, outcome), corrected for their number "
-        f"(Holm, p at most {bare_p(LEVEL)}): tracing adds to the layer in {adds}; the own peak beats the best fixed "
-        f"layer in {better} and is worse in {len(significant) - better}."
+        f"Over all {len(done)} analyses (window, corruption, metric, tokens, editor, outcome), corrected for their "
+        f"number (Holm, p at most {bare_p(LEVEL)}): tracing adds to the layer in {adds}; the own peak beats the best "
+        f"fixed layer in {better} and is worse in {len(significant) - better}."
     )

@@ -53,8 +53,8 @@ def locate_edit(
 
         settings = settings_of(
             facts=count, methods=_names(methods), layers=_layers(layers), options=_options(options or []),
-            sites=_names(site), windows=_whole(windows), corruptions=_names(corruptions), draws=draws, edit_seeds=edit_seeds,
-            cluster=cluster, resamples=resamples, seed=seed,
+            sites=_names(site), windows=_whole(windows), corruptions=_names(corruptions), draws=draws,
+            edit_seeds=edit_seeds, cluster=cluster, resamples=resamples, seed=seed,
         )  # fmt: skip
         refuse_occupied(out, resume)
         given, source = _records(records)
