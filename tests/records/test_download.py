@@ -203,8 +203,12 @@ def test_another_file_of_the_same_size_is_refused(server: Server, tmp_path: Path
 def test_a_file_of_another_size_is_refused(server: Server, tmp_path: Path, fault: str, change: bytes | None) -> None:
     server.content = CONTENT + change if change else CONTENT[:-1]
     server.faults = [fault]
-    with pytest.raises(DownloadError, match=r"is not the file that was published: it (has|is longer)"):
-        download(of(server), tmp_path)
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(DownloadError, match="is not the file that was published") as error:
+        download(of(server), tmp_path, progress=lambda *step: seen.append(step))
+    # an announced size is refused before the body, an unannounced one as soon as it is too long
+    assert bool(seen) == (fault == "no length")
+    assert ("it is longer than" in str(error.value)) == (fault == "no length" and bool(change))
     assert names(tmp_path) == []
 
 
