@@ -14,7 +14,7 @@ import pytest
 
 from engramscope.audit import CHECKS, SEVERITIES, AuditContext, Check, Finding, run_checks
 from engramscope.audit._facts import cut_shares
-from engramscope.audit._show import count, listed, percent, quoted, tokens
+from engramscope.audit._show import count, listed, number, percent, quoted, tokens
 from engramscope.locate.cells import Cell
 from engramscope.models.anatomy import Anatomy
 from engramscope.pairs.pair import Pair, PairSet
@@ -264,7 +264,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
                 {"seed": 1, "layer": 1, "effect": -9.5}, {"seed": 0, "layer": 7, "effect": 0.0, "cut": True},
                 {"seed": 1, "layer": 7, "effect": 100.0, "cut": True},
             ])),
-            "standard deviation of 1.41 at most (mlp_out L0: from 1.5 to 3.5)", "(mlp_out L1) it is -9.25 ± 0.354",
+            "standard deviation of 1.41 at most (mlp_out L0: from 1.5 to 3.5)", "(mlp_out L1) it is −9.25 ± 0.354",
         ),
         case("ok", AuditContext(study(), pairs())),
     ],
@@ -439,7 +439,7 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
         case("warning", AuditContext(study(), pairs(), **results(), excluded=[("p1", "its gap is tiny")]),
              "1 pair of 40 (2 %)", "p1: its gap is tiny"),
         case("warning", AuditContext(study(), pairs(), **results(baselines=baselines([(1.0, 2.0), (1.0, 3.0)]))),
-             "by -1.5 on average", "in 2 of them", "wrong sign"),
+             "by −1.5 on average", "in 2 of them", "wrong sign"),
         case("warning", AuditContext(study(), pairs(), **results(baselines=baselines([(3.0, 0.0), (0.0, 2.0)]))),
              "by 0.5 on average", "two standard errors (2.5)"),
         case("warning", AuditContext(study(metrics=["kl"]), pairs(), **results(
@@ -579,3 +579,12 @@ def test_the_halves_that_are_named_are_those_of_the_statistics(count: int) -> No
     named = {int(size) for size in re.findall(r"\d+", message.split("on the other (")[1].split(")")[0])}
     names = [f"p{number}" for number in range(count)]
     assert named == {int(split_by_cluster(names, np.random.default_rng(seed)).confirmation.sum()) for seed in range(30)}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0625, "0.0625"), (-1.5, "−1.5"), (999.4, "999"), (12345.6, "12\u202f346"), (1e-7, "1.0\u00a0×\u00a010⁻⁷")],
+)
+def test_numbers_look_as_they_do_in_the_report(value: float, text: str) -> None:
+    assert number(value) == text
+    assert count(12345, "cell") == "12\u202f345 cells"

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from engramscope.locate.cells import Cell
+from engramscope.results import numbers
 
 LIMIT = 5
 #: longer texts are shortened in the middle
@@ -18,7 +19,7 @@ def listed(items: Iterable[str], limit: int = LIMIT) -> tuple[str, ...]:
     """The first `limit` items, and how many more there are."""
     every = list(items)
     rest = len(every) - limit
-    return (*every[:limit], f"and {rest} more") if rest > 0 else tuple(every)
+    return (*every[:limit], f"and {numbers.whole(rest)} more") if rest > 0 else tuple(every)
 
 
 def named(items: Iterable[str], limit: int = LIMIT) -> str:
@@ -28,7 +29,7 @@ def named(items: Iterable[str], limit: int = LIMIT) -> str:
 
 def count(number: int, one: str, many: str | None = None) -> str:
     """ "1 pair", "3 pairs"."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return numbers.counted(number, one, many)
 
 
 def quoted(text: str) -> str:
@@ -57,8 +58,9 @@ def row_name(row: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:.3g}"
+    """Three significant digits; very small and large ones as elsewhere in a report."""
+    text = f"{value:.3g}"
+    return numbers.number(value) if "e" in text else text.replace("-", numbers.MINUS)
 
 
 def percent(share: float) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engramscope.results import effect_scale
-
-NARROW_SPACE = "\u202f"
-NO_BREAK = "\u00a0"
-MINUS = "\u2212"
-DASH = "\u2013"
+from engramscope.results.numbers import DASH as DASH
+from engramscope.results.numbers import MINUS as MINUS
+from engramscope.results.numbers import NARROW_SPACE as NARROW_SPACE
+from engramscope.results.numbers import NO_BREAK as NO_BREAK
+from engramscope.results.numbers import counted as counted
+from engramscope.results.numbers import missing as missing
+from engramscope.results.numbers import number as number
+from engramscope.results.numbers import percent as percent
+from engramscope.results.numbers import whole as whole
 
 SITE_WORDS: Mapping[str, str] = {
     "embed": "token embedding",
@@ -76,52 +79,7 @@ _ROLE_WORDS: Mapping[str, str] = {
 }
 #: what the star of `role_label` means
 STAR = "A star marks tokens of the subject."
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CONTROL = {"\n": "↵", "\r": "↵", "\t": "⇥", "": "∅"}
-
-
-def missing(value: object) -> bool:
-    """Whether `value` stands for nothing: None, NaN or pandas' NA."""
-    if value is None or type(value).__name__ in {"NAType", "NaTType"}:
-        return True
-    return isinstance(value, float) and math.isnan(value)
-
-
-def number(value: object) -> str:
-    """A number for reading: two decimals, two significant digits below 0.1, powers of ten when tiny or huge.
-
-    The minus sign is a true one, thousands are set apart as in `whole`, and a dash stands for a missing value. Full
-    precision is in the tables, not in the page.
-    """
-    if missing(value):
-        return DASH
-    x = float(value)  # type: ignore[arg-type]
-    size = abs(x)
-    if math.isinf(x):
-        return f"{MINUS if x < 0 else ''}∞"
-    if x == 0:
-        return "0"
-    if size < 1e-3 or size >= 1e6:
-        digits, power = f"{x:.1e}".split("e")
-        exponent = str(int(power)).translate(_SUPERSCRIPTS)
-        return f"{digits}{NO_BREAK}×{NO_BREAK}10{exponent}".replace("-", MINUS)
-    places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.095 else 3 if size >= 0.0095 else 4
-    return f"{x:,.{places}f}".replace(",", NARROW_SPACE).replace("-", MINUS)
-
-
-def percent(value: object) -> str:
-    """A share as a percentage; whole numbers, one decimal below 10 % and where rounding would make it all of it.
-
-    100 % is what a cell restores by construction: 99.9 % must not look like it.
-    """
-    if missing(value):
-        return DASH
-    x = 100 * float(value)  # type: ignore[arg-type]
-    if math.isinf(x):
-        return f"{number(x)}{NARROW_SPACE}%"
-    text = f"{x:.1f}" if abs(x) < 9.95 or (round(abs(x)) == 100 and abs(x) != 100) else f"{x:.0f}"
-    text = "0" if float(text) == 0 else text.removesuffix(".0")
-    return f"{text.replace('-', MINUS)}{NARROW_SPACE}%"
 
 
 def p_value(value: object, name: str = "p") -> str:
@@ -303,16 +261,6 @@ def joined(items: list[str], most: int = 4) -> str:
     if len(items) > most:
         items = [*items[:most], f"{len(items) - most} more"]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
-
-
-def counted(count: int, singular: str, plural: str | None = None) -> str:
-    """`1 pair`, `24 pairs`, `12 480 cells`."""
-    return f"{whole(count)} {singular if count == 1 else plural or singular + 's'}"
-
-
-def whole(count: int) -> str:
-    """A whole number with its thousands set apart: `12 480`."""
-    return f"{count:,}".replace(",", NARROW_SPACE)
 
 
 def seconds(value: object) -> str:
