@@ -82,7 +82,7 @@ def test_a_collapsed_model_has_an_infinite_perplexity() -> None:
 
 def test_the_health_of_a_small_edit() -> None:
     model = tiny_with_tokenizer("gpt2")
-    edit = an_edit(model, 0.01, facts=[{"alignment": 0.9}, {"other": 1}, {"alignment": None}])
+    edit = an_edit(model, 0.01, facts=[{"key_ratio": 0.9}, {"other": 1}, {"key_ratio": None}])
     before = [parameter.clone() for parameter in model.hf.parameters()]
     found = check_health(model, edit, TEXTS)
     assert all(torch.equal(one, other) for one, other in zip(before, model.hf.parameters(), strict=True))
@@ -100,7 +100,7 @@ def test_the_health_of_a_small_edit() -> None:
 
 def test_warnings_come_before_and_after() -> None:
     model = tiny_with_tokenizer("gpt2")
-    large = an_edit(model, 1.5, facts=[{"alignment": -0.004}])
+    large = an_edit(model, 1.5, facts=[{"key_ratio": -0.004}])
     early = health_of(model, large)
     assert early.before is None
     assert len(early.warnings) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -67,7 +68,7 @@ class CaseResult:
     @property
     def values(self) -> dict[str, float]:
         """Measure -> the case's value: the mean over its prompts."""
-        return {name: float(np.mean([one.value for one in rows])) for name, rows in self._by_measure().items()}
+        return {name: fmean(one.value for one in rows) for name, rows in self._by_measure().items()}
 
     @property
     def collapsed(self) -> tuple[str, ...]:

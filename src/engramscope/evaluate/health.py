@@ -12,16 +12,16 @@ from engramscope.edit.edit import Edit
 from engramscope.evaluate.perplexity import Perplexity, perplexity_of
 from engramscope.models.model import Model
 
-#: what editors of one key-value matrix note for each fact: u·k over u·k*
-ALIGNMENT = "alignment"
+#: under which editors of one key-value matrix note u·k over u·k* for each fact
+KEY_RATIO = "key_ratio"
 
 
 class HealthLimits(BaseModel):
-    """Beyond which an edit is warned of.
+    """Where an edit is warned of.
 
     Attributes:
         change: |ΔW| / |W| of a parameter, Frobenius.
-        alignment: |u·k / u·k*|: the smaller the denominator, the larger the update.
+        alignment: |u·k / u·k*|, the key of the bare prompt against the averaged one; below it there is a warning.
         perplexity: perplexity after the edit over that before it.
     """
 
@@ -86,7 +86,7 @@ def health_of(
     chosen = limits or HealthLimits()
     norms = edit.norms(model)
     alignments = tuple(
-        float(entry[ALIGNMENT]) for entry in edit.diagnostics.get("facts", ()) if entry.get(ALIGNMENT) is not None
+        float(entry[KEY_RATIO]) for entry in edit.diagnostics.get("facts", ()) if entry.get(KEY_RATIO) is not None
     )
     warnings = _warnings(norms, alignments, before, after, chosen)
     return Health(norms, alignments, before, after, tuple(warnings))
@@ -132,7 +132,8 @@ def _warnings(
         least = min(small, key=abs)
         found.append(
             f"u·k / u·k* is {least:.3g} (limit {limits.alignment:g}): the key of the bare prompt hardly points along "
-            "the averaged one, so the update is divided by next to nothing; use consistent keys."
+            "the averaged one. An update that is divided by u·k is huge; one that is divided by u·k* hardly reaches "
+            "the bare prompt."
         )
     if before and after:
         if after.collapsed and not before.collapsed:

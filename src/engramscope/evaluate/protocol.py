@@ -20,6 +20,13 @@ COLLAPSED = (
     "Where the model's logits are not numbers, the prompt counts as a failure: 0, and infinite for a divergence or a "
     "perplexity. It is never left out of a mean."
 )
+INTERVALS = {
+    "published": "mean ± 1.96 s / √n over cases, s with ddof 0; none for a harmonic mean",
+    "better": "Wilson for one prompt of 0 or 1 a case, and where all cases of a share are 0 or all are 1; else the BCa "
+    "bootstrap over cases, or over clusters of cases",
+    "differences": "paired bootstrap over cases; max-T over the comparisons of one measure, and Holm",
+    "confidence": "95 %",
+}
 
 
 def records_hash(records: Sequence[Record]) -> str:
@@ -57,6 +64,7 @@ def protocol_of(
         "scores": {name: f"harmonic mean of the means of {', '.join(parts)}" for name, parts in HARMONIC.items()},
         "ties": TIES,
         "collapsed": COLLAPSED,
+        "intervals": INTERVALS,
         "options": options.model_dump(mode="json"),
         "records": {"n": len(records), "sha256": records_hash(records), "file": data, "file_sha256": data_sha256},
         "references": None if references is None else {
