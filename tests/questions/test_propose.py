@@ -218,7 +218,7 @@ def test_key_terms_that_are_not_there_are_said() -> None:
         ({"form": "answer"}, "did you mean 'answers'"),
         ({"terms": ["durg:x"]}, "did you mean 'drug'"),
         ({"terms": ["--"]}, "holds no word"),
-        ({"min_documents": 99}, "Relax --min-documents 99"),
+        ({"min_documents": 99}, "Try --min-documents 1 (now 99), more key terms"),
     ],
 )
 def test_faults_are_said(change: dict[str, Any], said: str) -> None:

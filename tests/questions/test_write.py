@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from engramscope import bundled
 from engramscope.cli import _run_app
 from engramscope.errors import InputError
 from engramscope.questions import propose, review_path, write
@@ -69,7 +73,9 @@ def test_the_summary_counts_what_was_kept_and_left_out() -> None:
 def test_from_a_corpus_to_a_study_that_may_run(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run_app(["questions", str(corpus), "--terms", "epilepsy, EEG", "--out", "q.jsonl"]) == 0
     said = capsys.readouterr().out
-    assert said.rstrip().endswith("Next: engramscope new study.toml --model mini --pairs q.jsonl")
+    assert "Next: engramscope new study.toml --model mini --pairs q.jsonl\n" in said
+    assert "engramscope new moved.toml --model TUNED --base mini --pairs q.jsonl" in said
+    assert "base_model" in said
     assert _run_app(["new", "study.toml", "--model", "mini", "--pairs", "q.jsonl"]) == 0
     assert _run_app(["check", "study.toml"]) == 0
 
@@ -84,13 +90,45 @@ def test_questions_with_whole_answers_run_under_the_answer_swap(
     assert _run_app(["check", "study.toml"]) == 0
 
 
+def test_questions_for_a_tuned_model_are_asked_against_the_one_before_it(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Path("my tuned")
+    shutil.copytree(bundled.folder("mini"), tuned)
+    (tuned / "training.json").write_text(json.dumps({"model": {"name": "mini"}}), encoding="utf-8")
+    assert _run_app(["questions", str(corpus), "--model", str(tuned), "--out", "q.jsonl"]) == 0
+    line = "engramscope new moved.toml --model 'my tuned' --base mini --pairs q.jsonl"
+    assert line in capsys.readouterr().out
+    assert _run_app(shlex.split(line)[1:]) == 0
+    text = Path("moved.toml").read_text(encoding="utf-8")
+    assert 'method = "base_model"' in text
+    assert 'base = "mini"' in text
+
+
+def test_a_file_of_abstracts_in_place_of_a_corpus_is_told_what_to_type(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("my three.csv")
+    file.write_text("Abstract\nSome text.\n", encoding="utf-8")
+    assert _run_app(["questions", str(file), "--out", "p.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "`engramscope corpus read 'my three.csv' --out corpus` makes one" in said
+    assert ".." not in said
+    Path("broken.parquet").write_bytes(b"none")
+    assert _run_app(["questions", "broken.parquet", "--out", "p.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "broken.parquet cannot be read as a corpus table" in said
+    assert ".." not in said
+
+
 def test_quiet_says_nothing_and_faults_leave_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run_app(["questions", str(corpus), "--out", "q.jsonl", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     assert _run_app(["questions", str(corpus), "--out", "q.jsonl"]) == 2
     assert "--force" in capsys.readouterr().err
     assert _run_app(["questions", str(corpus), "--out", "p.jsonl", "--min-documents", "50"]) == 2
-    assert "Relax" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Try --min-documents 1 (now 50), more key terms (--terms epilepsy,EEG), or a larger corpus." in said
     assert _run_app(["questions", "nowhere", "--out", "p.jsonl"]) == 2
     assert not list(Path().glob("p.*"))
 

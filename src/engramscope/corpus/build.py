@@ -31,6 +31,7 @@ from engramscope.errors import InputError, ResultsError
 from engramscope.results.atomic import disk_sentence, remove_temporary_files, write_json, write_text
 from engramscope.results.folders import refuse_occupied
 from engramscope.results.lock import FolderLock
+from engramscope.results.numbers import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,7 +249,7 @@ def _silent(what: str, done: int, total: int) -> None:
 def _nothing(tally: Tally) -> str:
     if not tally.read:
         return "the files hold no record. Nothing was written."
-    return f"no abstract is left of {tally.read:,} records: {tally.losses()}. No corpus was written."
+    return f"no abstract is left of {whole(tally.read)} records: {tally.losses()}. No corpus was written."
 
 
 @contextmanager

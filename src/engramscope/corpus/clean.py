@@ -12,6 +12,7 @@ from typing import Any
 
 from engramscope.corpus.articles import Article, Withdrawal
 from engramscope.corpus.text import plain_form, same_text_key, squeezed, without_markup
+from engramscope.results.numbers import whole
 
 Articles = Callable[[], Iterator[Article | Withdrawal]]
 
@@ -77,7 +78,7 @@ class Tally:
 
     def losses(self) -> str:
         """Why nothing, or less, is left: "3 without an abstract, 2 not in English"."""
-        return ", ".join(f"{number:,} {DROPPED[why]}" for why, number in self.dropped.items() if number)
+        return ", ".join(f"{whole(number)} {DROPPED[why]}" for why, number in self.dropped.items() if number)
 
 
 @dataclass

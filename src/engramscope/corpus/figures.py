@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from engramscope.corpus.keywords import Analysis
 from engramscope.results.atomic import atomic_file
+from engramscope.results.numbers import whole
 
 FOLDER = "figures"
 _BLUE, _LIGHT, _INK, _SOFT = "#2166ac", "#a9c6e2", "#1d1c1a", "#5d594f"
@@ -60,7 +61,7 @@ def _terms(analysis: Analysis) -> Figure | None:
     _name_bars(axes, [term.term for term in analysis.terms])
     for place, term in zip(places, analysis.terms, strict=True):
         for shift, number in ((-0.2, term.mentions), (0.2, term.documents)):
-            axes.annotate(f"{number:,}", (number, place + shift), (3, 0), textcoords="offset points", va="center",
+            axes.annotate(whole(number), (number, place + shift), (3, 0), textcoords="offset points", va="center",
                           fontsize=8, color=_SOFT)  # fmt: skip
     axes.margins(x=0.12)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
@@ -99,7 +100,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: whole(round(x))))
     axes.tick_params(colors=_INK, labelsize=9)
     return figure, axes
 

@@ -10,6 +10,7 @@ from engramscope.corpus.clean import DROPPED, NOTED
 from engramscope.corpus.figures import MAKERS
 from engramscope.corpus.keywords import Analysis
 from engramscope.report.small_page import embedded_file, render_page
+from engramscope.report.words import NARROW_SPACE, counted, whole
 from engramscope.results.atomic import write_text
 
 PAGE = "report.html"
@@ -31,6 +32,7 @@ def write_page(folder: Path, manifest: Mapping[str, Any], analysis: Analysis, fi
         funnel=_funnel(manifest["counts"]),
         noted=[(NOTED[name], number) for name, number in manifest["counts"]["noted"].items() if number],
         analysis=analysis,
+        whole=whole,
         figures={name: embedded_file(figures[name]) if name in figures else "" for name in MAKERS},
     )
     write_text(folder / PAGE, text)
@@ -43,20 +45,20 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     said = []
     if source["kind"] == "pubmed":
         listed, verb = source["listed"], "was" if source["listed"] == 1 else "were"
-        found = _counted(source["found"], "record")
-        said.append(f"PubMed found {found}; {listed:,} {verb} asked for and {source['fetched']:,} came.")
+        found, came = counted(source["found"], "record"), whole(source["fetched"])
+        said.append(f"PubMed found {found}; {whole(listed)} {verb} asked for and {came} came.")
         said += [f"PubMed's warning: {warning}." for warning in source["warnings"]]
     first, last = analysis["years"] or ("", "")
     years = f", of {first}" if first and first == last else f", from {first} to {last}" if first else ""
     said.append(
-        f"{_counted(counts['rows'], 'abstract')} ({_counted(analysis['words'], 'word')}{years}) "
-        f"{'is' if counts['rows'] == 1 else 'are'} left of {_counted(counts['read'], 'record')}."
+        f"{counted(counts['rows'], 'abstract')} ({counted(analysis['words'], 'word')}{years}) "
+        f"{'is' if counts['rows'] == 1 else 'are'} left of {counted(counts['read'], 'record')}."
     )
-    dropped = [f"{number:,} {DROPPED[why]}" for why, number in counts["dropped"].items() if number]
+    dropped = [f"{whole(number)} {DROPPED[why]}" for why, number in counts["dropped"].items() if number]
     said.append(f"Dropped: {'; '.join(dropped)}." if dropped else "Nothing was dropped.")
     if analysis["terms"]:
         terms = ", ".join(
-            f"{one['term']} {one['mentions']:,} in {_counted(one['documents'], 'abstract')}"
+            f"{one['term']} {whole(one['mentions'])} in {counted(one['documents'], 'abstract')}"
             for one in analysis["terms"]
         )
         said.append(f"Mentions as whole words: {terms}.")
@@ -65,10 +67,6 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
             "No record has keywords: the most frequent words and pairs of words of the abstracts stand in for them."
         )
     return said
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _title(source: Mapping[str, Any]) -> str:
@@ -83,4 +81,4 @@ def _funnel(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     read = counts["read"]
     rows = [("Records read", read), *((f"− {DROPPED[why]}", number) for why, number in counts["dropped"].items()),
             ("Abstracts in the corpus", counts["rows"])]  # fmt: skip
-    return [(words, number, f"{100 * number / read:.2f} %" if number else "–") for words, number in rows]
+    return [(words, number, f"{100 * number / read:.2f}{NARROW_SPACE}%" if number else "–") for words, number in rows]

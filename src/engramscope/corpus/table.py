@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from engramscope.errors import InputError
 COLUMNS = ("PMID", "Title", "Abstract", "Journal", "Keywords", "URL", "Year", "DOI")
 #: the table inside a corpus folder
 TABLE = "corpus.parquet"
+_PARQUET = (".parquet", ".pq")
 
 
 def read_corpus(folder: Path | str) -> pd.DataFrame:
@@ -35,7 +37,14 @@ def read_corpus(folder: Path | str) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as a corpus table: {error}.") from None
+        if file.suffix.lower() in _PARQUET:
+            why = str(error).rstrip(".")
+            raise InputError(f"{file} cannot be read as a corpus table: {why}.") from None
+        made = shlex.quote(str(file.with_name("corpus")))
+        raise InputError(
+            f"{file} is no corpus: a corpus is a folder with {TABLE}. `engramscope corpus read "
+            f"{shlex.quote(str(file))} --out {made}` makes one from such a file; then give {made}."
+        ) from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise InputError(f"{file} lacks {', '.join(missing)}; a corpus has the columns {', '.join(COLUMNS)}.")
     return table.loc[:, list(COLUMNS)].astype({"Year": "Int64"})

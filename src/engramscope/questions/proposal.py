@@ -20,11 +20,14 @@ from engramscope.questions.glossary import EXAMPLES, Concept, read_glossary
 from engramscope.questions.terms import Mentions, WantedTerm, collect_terms, find_mentions, read_wanted
 from engramscope.questions.text import Document, Progress, read_documents
 from engramscope.registry import nearest
+from engramscope.results.numbers import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFINITIONAL, ASSOCIATIVE, MIN_DOCUMENTS, AGREEMENT = 40, 40, 3, 0.9
+#: the agreement that is suggested where nothing is found
+_LOOSE = 0.7
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,14 @@ def _count_unseen(mentions: Mentions, counts: Associations, dropped: Counter[str
 
 def _nothing(documents: Sequence[Document], dropped: Counter[str], least: int, agreement: float) -> list[str]:
     reasons = "; ".join(f"{reason} ({times})" for reason, times in dropped.most_common(6))
+    few, torn = (any(words in reason for reason in dropped) for words in ("in fewer than", "agree on one"))
+    looser = [f"--min-documents 1 (now {least})"] if few and least > 1 else []
+    looser += [f"--agreement {_LOOSE:g} (now {agreement:g})"] if torn and agreement > _LOOSE else []
+    first = f"Try {' or '.join(looser)}, more" if looser else "Give more"
+    abstracts = counted(len(documents), "abstract")
     return [
-        f"No question could be proposed from {len(documents):,} abstracts: {reasons or 'no abbreviation is defined'}.",
-        f"Relax --min-documents {least} or --agreement {agreement:g}, give more --terms, or bring a larger corpus.",
+        f"No question could be proposed from {abstracts}: {reasons or 'no abbreviation is defined'}.",
+        f"{first} key terms (--terms epilepsy,EEG), or a larger corpus.",
     ]
 
 

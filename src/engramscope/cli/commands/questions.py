@@ -53,12 +53,25 @@ def questions(
         for line in summary(found, len(table)):
             typer.echo(line)
         typer.echo(f"\nQuestions: {out}\nTo review: {review}")
-        typer.echo(_next(model_name, out))
+        for line in _next(model_name, out, form):
+            typer.echo(line)
 
 
 def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _next(model: str, out: Path) -> str:
-    return f"Next: engramscope new study.toml --model {shlex.quote(model)} --pairs {shlex.quote(str(out))}"
+def _next(model: str, out: Path, form: str) -> list[str]:
+    from engramscope.finetune.layout import Layout
+    from engramscope.finetune.run import FinetuneResult
+
+    asked, pairs = shlex.quote(model), f"--pairs {shlex.quote(str(out))}"
+    lines = [f"Next: engramscope new study.toml --model {asked} {pairs}"]
+    if form != "prompts":
+        return lines  # the answer swap is a comparison of its own
+    if Layout(Path(model)).manifest.is_file():
+        base = shlex.quote(str(FinetuneResult(Path(model)).manifest()["model"]["name"]))
+        what = f"What training moved: engramscope new moved.toml --model {asked} --base {base} {pairs}"
+    else:
+        what = f"What fine-tuning moves in it: engramscope new moved.toml --model TUNED --base {asked} {pairs}"
+    return [*lines, f"{what}   (corruption base_model)"]
