@@ -190,3 +190,19 @@ def test_the_bundled_model_knows_its_people() -> None:
     assert sum(case["ES"] for case in values) <= 1
     assert sum(case["NS"] for case in values) >= 11
     assert sum(case["NS_gen"] for case in values) >= 11
+
+
+def test_an_edit_beside_half_precision_is_seen_with_and_without_a_cache() -> None:
+    """In half precision an edit is a hook on a module; scoring and generation must both pass through it."""
+    model = tiny_with_tokenizer("gpt2")
+    model.hf.to(torch.bfloat16)
+    name = "transformer.h.2.mlp.c_proj.weight"
+    value = dict(model.hf.named_parameters())[name].detach()
+    row = model.hf.get_output_embeddings().weight[model.tokenizer(" drum").input_ids[0]].detach().float()
+    delta = torch.ones(value.shape[0], 1) * (300 * row / row.norm())
+    edit = Edit("towards", {name: Dense(delta)}, (RECORD.fact,), {}, 0, identity(model), {name: fingerprint(value)})
+    found = evaluate_edit(model, edit, RECORD, options=SHORT)
+    assert found.before.values["EM"] != found.after.values["EM"]
+    assert found.before.texts != found.after.texts
+    assert not found.after.collapsed
+    assert found.before == evaluate_record(model, RECORD, options=SHORT)
