@@ -245,3 +245,20 @@ def test_an_endless_nothing_is_given_up() -> None:
 
     with logits_of_a_model(model, write):
         assert generated_answers(model, [("In the", "kite")], Readings(model)) == [False]
+
+
+def test_a_decoder_that_changes_what_stands_before_is_read_from_the_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_with_tokenizer("gpt2")
+    order = iter([model.tokenizer(text).input_ids[0] for text in (" kite", " drum", " the")])
+    decode = model.tokenizer.decode
+    monkeypatch.setattr(
+        model.tokenizer, "decode", lambda ids, **options: f"{len(ids)}" * (len(ids) > 3) + decode(ids, **options)
+    )
+
+    def write(logits: torch.Tensor) -> torch.Tensor:
+        changed = torch.zeros_like(logits)
+        changed[..., next(order)] = 5
+        return changed
+
+    with logits_of_a_model(model, write):
+        assert generated_answers(model, [("In the park Clara", "kite drum")], Readings(model)) == [True]

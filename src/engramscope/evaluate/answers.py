@@ -109,7 +109,7 @@ class _Writer:
         self._decode = encoder_of(model).tokenizer.decode
         self._ends = set(encoder_of(model).tokenizer.all_special_ids)
         self._prompt_text = self._text(prompt)
-        self._answer = answer
+        self._answer, self._start = answer, len(prompt)
         self._last = len(prompt) + most if limit is None else min(len(prompt) + most, limit)
         self.ids = prompt
         self.done = False
@@ -123,10 +123,10 @@ class _Writer:
         ended = token in self._ends or len(self.ids) >= self._last
         if token not in self._ends:
             self.ids = (*self.ids, token)
-        written = self._text(self.ids)
-        if not written.startswith(self._prompt_text):  # a decoder that changes what stands before
-            written = self._prompt_text + self._text(self.ids[-1:])
-        self.verdict = begins_with(written[len(self._prompt_text) :], self._answer, self._prompt_text, ended=ended)
+        before, whole = self._prompt_text, self._text(self.ids)
+        if not whole.startswith(before):  # a decoder that changes what stands before
+            before, whole = "", self._text(self.ids[self._start :])
+        self.verdict = begins_with(whole[len(before) :], self._answer, before, ended=ended)
         self.done = self.verdict is not None
 
     def _text(self, ids: tuple[int, ...]) -> str:
