@@ -64,6 +64,7 @@ class Editor(ABC):
         """
         given = [facts] if isinstance(facts, Fact) else list(facts)
         ensure_facts(given)
+        self._ensure(model, given)
         if self.joint == "many":
             return self._compute(model, given, seed, progress)
         edits: list[Edit] = []
@@ -77,6 +78,9 @@ class Editor(ABC):
         if progress and len(given) > 1:
             progress("edits", len(given), len(given))
         return combined(edits)
+
+    def _ensure(self, model: Model, facts: Sequence[Fact]) -> None:  # noqa: B027  most editors refuse nothing of their own
+        """Refuse sound facts, or a model, that this editor cannot work on; called with all of them before the first."""
 
     @abstractmethod
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
