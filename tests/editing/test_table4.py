@@ -167,22 +167,22 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
 class Refusing(FineTuning):
     """Refuses what a function says."""
 
-    refuses: Callable[[str], bool] = staticmethod(lambda _: True)
+    refuses: Callable[[Any], bool] = staticmethod(lambda _: True)
 
     def compute(self, model: Any, facts: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.refuses(facts.id):
-            raise InputError(f"Not {facts.id}.")
+        if self.refuses(facts):
+            raise InputError(f"Not {getattr(facts, 'id', 'these')}.")
         return super().compute(model, facts, **kwargs)
 
 
-def refusing(which: Callable[[str], bool]) -> Refusing:
+def refusing(which: Callable[[Any], bool]) -> Refusing:
     editor = Refusing("ft", FineTuning.Options.model_validate({"steps": 2}))
     editor.refuses = which  # pyright: ignore[reportAttributeAccessIssue]
     return editor
 
 
 def test_an_edit_that_fails_is_counted_and_left_out(tmp_path: Path) -> None:
-    findings = run(tmp_path / "a", editors={**editors("ft"), "odd": refusing(lambda name: name in {"r0", "r2"})})
+    findings = run(tmp_path / "a", editors={**editors("ft"), "odd": refusing(lambda fact: fact.id in {"r0", "r2"})})
     assert findings["editors"]["odd"]["failed"] == [
         {"record": "r0", "why": "Not r0."}, {"record": "r2", "why": "Not r2."},
     ]  # fmt: skip

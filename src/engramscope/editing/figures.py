@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 _INK, _SOFT, _RULE = "#1d1c1a", "#5d594f", "#e0dcd2"
-_BAR, _BASE, _CONTROL, _PUBLISHED = "#2166ac", "#a5a096", "#b8762a", "#b2182b"
-LINES = ("#2166ac", "#b2182b", "#4d7f3a", "#8a5a9c", "#b8762a", "#3b8686", "#1d1c1a", "#c06c9c", "#7f7f2a")
+_BAR, _PUBLISHED = "#2166ac", "#b2182b"
+_COLOURS = {"unedited": "#a5a096", "control": "#b8762a"}
+_LINES = ("#2166ac", "#b2182b", "#4d7f3a", "#8a5a9c", "#b8762a", "#3b8686", "#1d1c1a", "#c06c9c", "#7f7f2a")
 _STYLES = ("-", "--", ":")
+#: edits beyond which their axis is logarithmic, and a span of values beyond which theirs is
+_MANY, _DECADE = 20, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,105 +64,13 @@ class Curve:
     high: Sequence[float] = ()
 
 
-def bars(panels: Mapping[str, Sequence[Bar]], columns: int = 3) -> Figure:
-    """Horizontal bars with intervals, one panel for each measure; the same editors in each.
-
-    Args:
-        panels: title of a measure -> bars, the first one on top.
-        columns: panels side by side.
-    """
-    rows = -(-len(panels) // columns)
-    most = max((len(found) for found in panels.values()), default=1)
-    figure = Figure(figsize=(3.35 * columns, rows * (0.75 + 0.23 * most)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for index, axes in enumerate(grid.flat):
-        axes.set_visible(index < len(panels))
-    for axes, (title, found) in zip(grid.flat, panels.items(), strict=False):
-        _bars(axes, title, found)
-    return figure
-
-
-def plane(points: Sequence[Point], x_label: str, y_label: str, best: str) -> Figure:
-    """Editors in a plane of two measures, with the intervals of both; curves of equal harmonic mean behind them.
-
-    Args:
-        points: the editors.
-        x_label, y_label: the measures, both in percent.
-        best: words for the corner where both are 100.
-    """
-    figure = Figure(figsize=(6.6, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _plain(axes)
-    x = np.linspace(1, 100, 300)
-    for mean in (20, 40, 60, 80):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            y = mean * x / (2 * x - mean)
-        seen = (x > mean / 2) & (y >= 0) & (y <= 100)
-        axes.plot(x[seen], y[seen], color=_RULE, linewidth=0.9, zorder=0)
-    for number, point in enumerate(points):
-        colour = _colour(point.kind, number)
-        for end, horizontal in ((point.x_interval, True), (point.y_interval, False)):
-            if np.isfinite(end).all():
-                line = ([*end], [point.y, point.y]) if horizontal else ([point.x, point.x], [*end])
-                axes.plot(*line, color=colour, linewidth=1.1, alpha=0.7)
-        axes.scatter([point.x], [point.y], s=46, color=colour, zorder=3, edgecolors="white", linewidths=0.8)
-    _labels(axes, points)
-    axes.set_xlim(-3, 103)
-    axes.set_ylim(-3, 103)
-    axes.set_xlabel(x_label, fontsize=9, color=_SOFT)
-    axes.set_ylabel(y_label, fontsize=9, color=_SOFT)
-    axes.annotate(best, (100, 100), ha="right", va="top", fontsize=7.5, color=_SOFT, xytext=(0, -3),
-                  textcoords="offset points")  # fmt: skip
-    return figure
-
-
-def curves(panels: Mapping[str, Sequence[Curve]], x_label: str, log: Sequence[str] = ()) -> Figure:
-    """Lines against the number of edits, one panel for each measure, with bands where there are intervals.
-
-    Args:
-        panels: title of a measure -> one curve for each editor, the same editors in each.
-        x_label: what the number counts.
-        log: titles of panels with a logarithmic scale.
-    """
-    columns = 2
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(9.6, 2.9 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        axes.set_visible(index < len(panels))
-    for axes, (title, found) in zip(grid.flat, panels.items(), strict=False):
-        _plain(axes)
-        for number, curve in enumerate(found):
-            colour, style = LINES[number % len(LINES)], _STYLES[number // len(LINES) % len(_STYLES)]
-            if len(curve.low):
-                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
-            axes.plot(curve.x, curve.y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.2,
-                      label=curve.label)  # fmt: skip
-        axes.set_title(title, fontsize=9.5, color=_INK, loc="left", parse_math=False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(x_label, fontsize=8.5, color=_SOFT)
-        if title in log:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(-3, 103)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=min(6, max(1, len(labels))), frameon=False,
-                           fontsize=8.5)  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return figure
-
-
-def _bars(axes: Axes, title: str, found: Sequence[Bar]) -> None:
-    _plain(axes)
+def bars(found: Sequence[Bar]) -> Figure:
+    """Horizontal bars of one measure with their intervals, the first one on top."""
+    figure, axes = _figure(4.2, 0.6 + 0.25 * len(found))
     axes.spines["left"].set_visible(False)
     y = np.arange(len(found))
     values = np.array([bar.value for bar in found], dtype=float)
-    colours = [_colour(bar.kind, 0) for bar in found]
-    axes.barh(y, np.nan_to_num(values), height=0.62, color=colours, alpha=0.82)
+    axes.barh(y, np.nan_to_num(values), height=0.62, color=[_COLOURS.get(bar.kind, _BAR) for bar in found], alpha=0.82)
     axes.axvline(0, color=_SOFT, linewidth=0.7)
     for place, bar in zip(y, found, strict=True):
         if np.isfinite([bar.low, bar.high]).all():
@@ -176,7 +87,90 @@ def _bars(axes: Axes, title: str, found: Sequence[Bar]) -> None:
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_title(title, fontsize=9.5, color=_INK, loc="left", parse_math=False)
+    return figure
+
+
+def plane(points: Sequence[Point], x_label: str, y_label: str, best: str) -> Figure:
+    """Editors in a plane of two measures, with the intervals of both; curves of equal harmonic mean behind them.
+
+    Args:
+        points: the editors.
+        x_label, y_label: the measures, both in percent.
+        best: words for the corner where both are 100.
+    """
+    figure, axes = _figure(6.6, 5.2)
+    x = np.linspace(1, 100, 300)
+    for mean in (20, 40, 60, 80):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y = mean * x / (2 * x - mean)
+        seen = (x > mean / 2) & (y >= 0) & (y <= 100)
+        axes.plot(x[seen], y[seen], color=_RULE, linewidth=0.9, zorder=0)
+    for point in points:
+        colour = _COLOURS.get(point.kind, _BAR)
+        for end, horizontal in ((point.x_interval, True), (point.y_interval, False)):
+            if np.isfinite(end).all():
+                line = ([*end], [point.y, point.y]) if horizontal else ([point.x, point.x], [*end])
+                axes.plot(*line, color=colour, linewidth=1.1, alpha=0.7)
+        axes.scatter([point.x], [point.y], s=46, color=colour, zorder=3, edgecolors="white", linewidths=0.8)
+    _labels(axes, points)
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel(x_label, fontsize=9, color=_SOFT)
+    axes.set_ylabel(y_label, fontsize=9, color=_SOFT)
+    axes.annotate(best, (100, 100), ha="right", va="top", fontsize=7.5, color=_SOFT, xytext=(0, -3),
+                  textcoords="offset points")  # fmt: skip
+    return figure
+
+
+def curves(found: Sequence[Curve], x_label: str, *, percent: bool = True) -> Figure:
+    """Lines of one measure against the number of edits, with bands where there are intervals.
+
+    Many edits are on a logarithmic scale; 0 stands left of it.
+
+    Args:
+        found: one curve for each editor; its place decides on its look (`look_of`).
+        x_label: what the number counts.
+        percent: the measure goes from 0 to 100; else values that span more than a decade are on a logarithmic scale.
+    """
+    figure, axes = _figure(5.4, 2.9)
+    for number, curve in enumerate(found):
+        colour, style = look_of(number)
+        if len(curve.low):
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(curve.x, curve.y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.2)
+    axes.set_xlabel(x_label, fontsize=8.5, color=_SOFT)
+    _edits_axis(axes, found)
+    if percent:
+        axes.set_ylim(-3, 103)
+    else:
+        _free_axis(axes, found)
+    return figure
+
+
+def look_of(number: int) -> tuple[str, str]:
+    """Colour and line style of the curve at a place."""
+    return _LINES[number % len(_LINES)], _STYLES[number // len(_LINES) % len(_STYLES)]
+
+
+def _edits_axis(axes: Axes, found: Sequence[Curve]) -> None:
+    at = sorted({x for curve in found for x in curve.x})
+    if at and at[-1] > _MANY:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_xticks(at, labels=[f"{x:g}" for x in at])
+        axes.minorticks_off()
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _free_axis(axes: Axes, found: Sequence[Curve]) -> None:
+    values = np.array([y for curve in found for y in curve.y], dtype=float)
+    positive = values[np.isfinite(values) & (values > 0)]
+    if positive.size and positive.max() > _DECADE * positive.min() and positive.size == np.isfinite(values).sum():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0 if values.size and np.nanmin(values) == 0 else None)
 
 
 def _labels(axes: Axes, points: Sequence[Point]) -> None:
@@ -192,17 +186,16 @@ def _labels(axes: Axes, points: Sequence[Point]) -> None:
                       xytext=(-9 if left else 9, 7), textcoords="offset points", parse_math=False)  # fmt: skip
 
 
-def _plain(axes: Axes) -> None:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_INK, labelsize=8, length=3, width=0.6)
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
         spine.set_color(_SOFT)
-
-
-def _colour(kind: str, number: int) -> str:
-    del number
-    return {"unedited": _BASE, "control": _CONTROL}.get(kind, _BAR)
+    return figure, axes
 
 
 def is_number(value: Any) -> bool:

@@ -171,7 +171,7 @@ def _fill(
     """
     there = {label: finished(journal.read()) for label, journal in journals.items()}
     lacking = [record for record in records if any(record.id not in found for found in there.values())]
-    every, hooks = _weights(model), hooks_on(model)
+    every, hooks = weights_of(model), hooks_on(model)
     refusals = {label: [] for label, found in there.items() if all(one.failed for one in found.values())}
     given_up: dict[str, str] = {}
     edits = 0
@@ -192,13 +192,13 @@ def _fill(
                 given_up[label] = reason
             edits += 1
             if edits % _LOOK_EVERY == 0:
-                _ensure_unchanged(model, every, hooks)
+                ensure_unchanged(model, every, hooks)
         if progress:
             progress("editors", len(editors), len(editors))
     for label, waiting in refusals.items():
         for outcome in waiting if label not in given_up else ():
             journals[label].append(outcome.as_dict())
-    _ensure_unchanged(model, every, hooks)
+    ensure_unchanged(model, every, hooks)
     if progress:
         progress("records", len(records), len(records))
     return given_up
@@ -226,10 +226,21 @@ def _unedited(model: Model, record: Record, measuring: Measuring, *, whole: bool
     return evaluate_record(model, record, options=options, references=measuring.materials.references)
 
 
-def _weights(model: Model) -> str:
+def weights_of(model: Model) -> str:
+    """SHA-256 of all weights as they are now, never from memory."""
     return hash_of(saved_tensors(model.hf))
 
 
-def _ensure_unchanged(model: Model, weights: str, hooks: int) -> None:
-    if _weights(model) != weights or hooks_on(model) != hooks or applied_to(model.hf):
+def ensure_unchanged(model: Model, weights: str, hooks: int) -> None:
+    """Check that a model without edits is, to the bit, what it was.
+
+    Args:
+        model: the model.
+        weights: as `weights_of` gave it before.
+        hooks: as `hooks_on` gave it before.
+
+    Raises:
+        CheckError: it is not.
+    """
+    if weights_of(model) != weights or hooks_on(model) != hooks or applied_to(model.hf):
         raise CheckError("The model is not what it was before the edits; nothing measured since is sound.")

@@ -54,7 +54,9 @@ def write_table_page(folder: Path, findings: Mapping[str, Any]) -> Path:
         rows=_rows(findings, measures),
         further=[(name, measure_title(name), MEASURES[name].what, MEASURES[name].reading) for name in further],
         further_rows=_rows(findings, further),
-        bars=embedded_figure(bars(_panels(findings, measures))),
+        bars=[
+            (measure_title(name), embedded_figure(bars(found))) for name, found in _panels(findings, measures).items()
+        ],
         plane=_plane(findings),
         differences=[_matrix(findings, name) for name in measures] if findings["differences"] else [],
         damage=_damages(findings),

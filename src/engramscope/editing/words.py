@@ -11,6 +11,8 @@ from engramscope.report.words import DASH, MINUS, missing
 
 #: differences whose corrected p is below this are named
 LEVEL = 0.05
+#: subjects below which a bootstrap is said to be rough
+_FEW = 20
 _LABELS = {
     UNEDITED: "no edit", "ft": "FT", "ft_l": "FT+L", "rome": "ROME", "memit": "MEMIT", "alphaedit": "AlphaEdit",
     "kn": "KN", "ke": "KE", "ke_cf": "KE-CF", "mend": "MEND", "mend_cf": "MEND-CF", "random_site": "random site",
@@ -41,6 +43,11 @@ def sentences(findings: Mapping[str, Any]) -> list[str]:
 def remarks(findings: Mapping[str, Any]) -> list[str]:
     """What must be known beside the table: facts that were not known, editors left out, what cannot be compared."""
     said = [findings["knowledge"]["sentence"]] if findings["knowledge"] else []
+    if 1 < findings["subjects"] < _FEW:
+        said.append(
+            f"{findings['subjects']} subjects are few: intervals and p values from a bootstrap over so few are rough, "
+            "and rather too narrow than too wide."
+        )
     if findings["n"] < findings["records_available"]:
         said.append(f"The first {findings['n']:,} of {findings['records_available']:,} records were used.")
     said += list(findings["records_notes"])
@@ -120,9 +127,9 @@ def _best(findings: Mapping[str, Any], labels: Sequence[str], score: str) -> str
     among = f"Of {len(ranked)} editors on {findings['n']:,} records"
     said = f"{among}, {label_words(first)} has the highest {score}: {shown}."
     if behind:
-        said += f" It is ahead of {_listed(behind)} beyond chance (corrected for all comparisons)."
+        said += f" It is ahead of {listed(behind)} beyond chance (corrected for all comparisons)."
     if level:
-        said += f" It cannot be told from {_listed(level)} on these records."
+        said += f" It cannot be told from {listed(level)} on these records."
     return said
 
 
@@ -150,10 +157,10 @@ def _damage(findings: Mapping[str, Any], labels: Sequence[str]) -> str:
         if parts:
             hurt.append(f"{label_words(label)} ({' and '.join(parts)} of {facts['edits']})")
     if not findings["texts"]:
-        return "" if not hurt else f"Edits after which the model's logits are not numbers: {_listed(hurt)}."
+        return "" if not hurt else f"Edits after which the model's logits are not numbers: {listed(hurt)}."
     if not hurt:
         return "No edit collapsed the model or doubled the perplexity of held-out texts."
-    return f"Edits that collapsed the model or more than doubled the perplexity of held-out texts: {_listed(hurt)}."
+    return f"Edits that collapsed the model or more than doubled the perplexity of held-out texts: {listed(hurt)}."
 
 
 def _health(findings: Mapping[str, Any]) -> str:
@@ -172,7 +179,8 @@ def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them and "and" before the last."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
