@@ -50,8 +50,13 @@ def with_prefixes(model: Model, facts: Sequence[Fact], prefixes: Sequence[str]) 
     return encode_facts(model, facts, ["{}", *(f"{prefix}{{}}" for prefix in prefixes)])
 
 
-def essences(model: Model, facts: Sequence[Fact]) -> list[Ask]:
-    """ "{subject} is a" for each fact, cut after the subject, because nothing is read beyond.
+def essences(model: Model, facts: Sequence[Fact], *, whole: bool = False) -> list[Ask]:
+    """ "{subject} is a" for each fact, with the position at which its continuation is held.
+
+    Args:
+        model: the model.
+        facts: the facts.
+        whole: hold it at the end; otherwise at the subject's last token, and the rest, which nothing reads, is cut off.
 
     Raises:
         InputError: as `encode`.
@@ -61,7 +66,8 @@ def essences(model: Model, facts: Sequence[Fact]) -> list[Ask]:
     found: list[Ask] = []
     for ask in encode(model, texts, [fact.target for fact in facts], spans):
         assert ask.subject is not None
-        found.append(replace(ask, prompt=ask.prompt[: ask.subject + 1], target=ask.target[:1]))
+        last = len(ask.prompt) - 1 if whole else ask.subject
+        found.append(replace(ask, prompt=ask.prompt[: last + 1], target=ask.target[:1], subject=last))
     return found
 
 

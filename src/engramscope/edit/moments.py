@@ -71,8 +71,7 @@ def second_moments(
     Source: Meng et al. 2022, ROME, appendix B. The release takes 100,000 documents of Wikipedia in float32, where the
     paper says 100,000 vectors; the number of tokens is said outright here.
     """
-    budget = tokens or PER_NEURON * max(down_projection(model, layer).n_in for layer in layers)
-    cut = _context(model, context)
+    budget, cut = budget_of(model, layers, tokens), context_of(model, context)
     said = {layer: description(model, layer, texts, budget, cut) for layer in layers}
     found = {layer: known for layer in layers if (known := store.read(said[layer])) is not None}
     missing = [layer for layer in said if layer not in found]
@@ -93,6 +92,17 @@ def second_moments(
     return found
 
 
+def context_of(model: Model, given: int | None) -> int:
+    """After how many tokens a document is cut."""
+    most = getattr(model.hf.config, "max_position_embeddings", None) or CONTEXT
+    return min(given or CONTEXT, most)
+
+
+def budget_of(model: Model, layers: Sequence[int], given: int | None) -> int:
+    """How many tokens are measured."""
+    return given or PER_NEURON * max(down_projection(model, layer).n_in for layer in layers)
+
+
 def description(model: Model, layer: int, texts: Texts, tokens: int, context: int) -> dict[str, Any]:
     """Everything that a second moment depends on, as plain data."""
     return {
@@ -110,7 +120,7 @@ def upstream(model: Model, layer: int) -> dict[str, Any]:
     own = down_projection(model, layer).path
     later = tuple(f"{path}." for path in (own, *model.anatomy.blocks[layer + 1 :]))
     before = [
-        (name, _fingerprint(delta))
+        (name, fingerprint_of(delta))
         for deltas in deltas_in(model.hf)
         for name, delta in deltas.items()
         if not name.startswith(later)
@@ -227,12 +237,8 @@ def _like_lengths(rows: Sequence[tuple[int, ...]], tokens: int) -> Iterator[list
         yield batch
 
 
-def _context(model: Model, given: int | None) -> int:
-    most = getattr(model.hf.config, "max_position_embeddings", None) or CONTEXT
-    return min(given or CONTEXT, most)
-
-
-def _fingerprint(delta: Delta) -> str:
+def fingerprint_of(delta: Delta) -> str:
+    """SHA-256 of what a delta adds."""
     parts = {"left": delta.left, "right": delta.right} if isinstance(delta, LowRank) else {"values": delta.values}
     return hash_of(parts)
 
@@ -247,6 +253,10 @@ def _config_hash(model: Model) -> str:
 
 
 def _tokenizer_hash(model: Model) -> str:
+    return model.remember("edit.tokenizer_hash", lambda: _hash_of_tokenizer(model))
+
+
+def _hash_of_tokenizer(model: Model) -> str:
     encoder_of(model)
     said = json.loads(model.tokenizer.backend_tokenizer.to_str())
     # what the last caller left behind says nothing about the tokens of a text

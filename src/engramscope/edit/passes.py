@@ -103,13 +103,25 @@ def from_block(model: Model, layer: int, hidden: Float[Tensor, "rows seq d_model
 
 
 def logits_where(
-    model: Model, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows seq"], where: Bool[Tensor, "rows seq"]
-) -> Float[Tensor, "chosen vocab"]:
-    """Logits at chosen positions only, row by row; the head computes no others. Gradients flow where they are recorded."""
+    model: Model, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows all"], where: Bool[Tensor, "rows seq"], *,
+    positions: Int[Tensor, "rows seq"] | None = None, past: Any = None,
+) -> Float[Tensor, "chosen vocab"]:  # fmt: skip
+    """Logits at chosen positions only, row by row; the head computes no others. Gradients flow if recorded.
+
+    Args:
+        model: the model.
+        ids: token ids.
+        mask: 1 where there is a token, those of `past` included.
+        where: the chosen positions.
+        positions: of the tokens in their texts, where the model is to be told.
+        past: a cache of keys and values, which grows by these tokens.
+    """
     head = model.hf.get_submodule(model.anatomy.head)
+    more = {} if positions is None else {"position_ids": positions}
+    more |= {} if past is None else {"past_key_values": past}
     # at the input of the head: GPT-2 gives the output of its final norm the shape of the whole batch
     with attached([Hook(head, "input", lambda value: value[where.to(value.device)][None])]):
-        return model.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
+        return model.hf(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more).logits[0]
 
 
 def wide(value: Tensor) -> Tensor:
@@ -118,7 +130,9 @@ def wide(value: Tensor) -> Tensor:
 
 
 def _forms(model: Model) -> list[Any]:
-    return example_outputs(model.hf, model.blocks, torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    # a token that is no padding, because transformers warns of padding without a mask
+    token = next(token for token in range(3) if token != model.hf.config.pad_token_id)
+    return example_outputs(model.hf, model.blocks, torch.full((1, 2), token, device=model.device))
 
 
 def _subject(ask: Ask) -> int:

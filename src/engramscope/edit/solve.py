@@ -49,6 +49,30 @@ class Solver:
         wanted = right.to(self._factor.device, torch.float64)
         return torch.cholesky_solve(wanted.T, self._factor).T
 
+    def regularised(self, keys: Float[Tensor, "rows n"], weight: float) -> Float[Tensor, "rows n"]:
+        """X with (weight · C' + Kᵀ K) Xᵀ = Kᵀ, where C' is what this solver solves with; float64.
+
+        With fewer keys than neurons by the identity of Woodbury, so that the one factor serves for any number of keys:
+        X = (I + K Yᵀ)⁻¹ Y, Y = K C'⁻¹ / weight. Otherwise by a factor of the sum.
+
+        Args:
+            keys: K, a key in every row.
+            weight: of C', above 0.
+        """
+        given = keys.to(self._factor.device, torch.float64)
+        if len(given) < given.shape[1]:
+            return gathered(given, self.solve(given) / weight)
+        summed = torch.addmm(given.T @ given, self._factor, self._factor.T, alpha=weight)
+        return torch.cholesky_solve(given.T, torch.linalg.cholesky(summed)).T
+
+
+def gathered(keys: Float[Tensor, "rows n"], solved: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+    """(I + K Yᵀ)⁻¹ Y for K Yᵀ symmetric and positive semidefinite: what is left for each key beside the others."""
+    among = keys @ solved.T
+    among = (among + among.T) / 2
+    among.diagonal().add_(1.0)
+    return torch.cholesky_solve(solved, torch.linalg.cholesky(among))
+
 
 def _condition(factor: Tensor, norm: float) -> float:
     # LAPACK reads columns: the lower factor, row by row, is its upper one

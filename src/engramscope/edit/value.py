@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from engramscope.edit._base import Progress
 from engramscope.edit.frozen import frozen
-from engramscope.edit.passes import from_block, logits_where, wide
+from engramscope.edit.passes import logits_where, wide
+from engramscope.edit.tails import Tails, tails_of
 from engramscope.edit.tokens import Ask, Rows, rows_of, scored_nll
 from engramscope.models.hooks import Tap, taps
 from engramscope.models.model import Model
@@ -75,10 +77,18 @@ class Found:
     decay: float = 0.0
     clamped: bool = False
 
+    def said(self) -> dict[str, Any]:
+        """What the diagnostics say about it."""
+        return {
+            "losses": self.losses, "nll": self.nll, "kl": self.kl, "decay": self.decay, "clamped": self.clamped,
+            "delta_over_value": float(self.delta.norm() / self.start.norm()),
+        }  # fmt: skip
+
 
 def optimise_values(
-    model: Model, port: Port, layer: int, wanted: Sequence[Wanted], settings: ValueSettings, *, tokens: int = TOKENS
-) -> list[Found]:
+    model: Model, port: Port, layer: int, wanted: Sequence[Wanted], settings: ValueSettings, *,
+    tokens: int = TOKENS, progress: Progress | None = None,
+) -> list[Found]:  # fmt: skip
     """For each fact the vector that, added at one position, makes the model state it.
 
     Minimises, over δ added to the value of a port at one position of every row (the subject's last token),
@@ -97,34 +107,38 @@ def optimise_values(
         wanted: the facts.
         settings: of the optimisation.
         tokens: padded tokens of a batch, at most, unless one fact alone has more.
+        progress: called with (what, done, total), in facts.
 
     Source: Meng et al. 2022, ROME, equation 4, with the normalisation of the released code (rome/compute_v.py); the
     decay there is |δ|/|v0|², and the divergence is read at the subject's last token.
     """
     found: list[Found | None] = [None] * len(wanted)
+    done = 0
     with frozen(model.hf):
         for chosen in _grouped(wanted, tokens):
+            if progress:
+                progress("values", done, len(wanted))
+            done += len(chosen)
             part = _optimise(model, port, layer, [wanted[index] for index in chosen], settings)
             for index, one in zip(chosen, part, strict=True):
                 found[index] = one
+    if progress:
+        progress("values", done, len(wanted))
     return [one for one in found if one is not None]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Rows of several facts; a fact's last row is its essence."""
 
-    rows: Rows
+    tails: Tails
     owner: Int[Tensor, " rows"]
     essence: Bool[Tensor, " rows"]
-    hidden: Float[Tensor, "rows seq d_model"]
     original: Float[Tensor, "rows vocab"]
 
     def only(self, keep: Bool[Tensor, " rows"]) -> _Batch:
-        rows = Rows(self.rows.ids[keep], self.rows.mask[keep], self.rows.labels[keep], self.rows.subject[keep])
-        hidden = self.hidden[keep.to(self.hidden.device)]
         original = self.original[keep[self.essence].to(self.original.device)]
-        return _Batch(rows, self.owner[keep], self.essence[keep], hidden, original)
+        return _Batch(self.tails.only(keep), self.owner[keep], self.essence[keep], original)
 
 
 def _grouped(wanted: Sequence[Wanted], tokens: int) -> list[list[int]]:
@@ -203,11 +217,14 @@ def _prepared(model: Model, port: Port, layer: int, wanted: Sequence[Wanted]) ->
 
     below = model.site("resid_pre", layer)
     assert isinstance(below, Port)
+    kept = _at_essence(rows, essence)
+    chosen = kept | (rows.labels != -100)
     with taps(model, [(below, enter), (port, read)], copies=False):
-        logits = logits_where(model, rows.ids, rows.mask, _at_essence(rows, essence))
-    original = wide(logits).log_softmax(-1)
+        logits = wide(logits_where(model, rows.ids, rows.mask, chosen))
+    original = logits[kept[chosen].to(logits.device)].log_softmax(-1)
+    tails = tails_of(model, layer, rows, entered[0], chosen, logits)
     found = [Found(torch.zeros_like(value), value) for value in values[0]]
-    return _Batch(rows, owner, essence, entered[0], original), found
+    return _Batch(tails, owner, essence, original), found
 
 
 def _losses(
@@ -215,13 +232,10 @@ def _losses(
     settings: ValueSettings,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """The loss of every fact [facts] and its terms; 0 for a fact that has no row left."""
-    rows, added = batch.rows, torch.stack(list(deltas))
+    rows, added = batch.tails.rows, torch.stack(list(deltas))
     scored, kept = rows.labels != -100, _at_essence(rows, batch.essence)
-    with ExitStack() as stack:
-        stack.enter_context(taps(model, [(port, _adding(rows.subject, added[batch.owner.to(added.device)]))],
-                                 copies=False))  # fmt: skip
-        stack.enter_context(from_block(model, layer, batch.hidden))
-        logits = wide(logits_where(model, rows.ids, rows.mask, scored | kept))
+    change = _adding(rows.subject, added[batch.owner.to(added.device)])
+    logits = batch.tails.logits(model, layer, [(port, change)], scored | kept)
     # which of the chosen positions are scored, and which are those of the essence
     is_kept = kept[scored | kept].to(logits.device)
     here = Rows(rows.ids, rows.mask, rows.labels.to(logits.device), rows.subject)

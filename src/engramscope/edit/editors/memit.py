@@ -1,0 +1,78 @@
+"""MEMIT: many facts at once, shared out over the MLP matrices of several layers (Meng et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from engramscope.edit._base import Editor, EditorOptions, Progress
+from engramscope.edit.defaults import resolved
+from engramscope.edit.edit import Edit
+from engramscope.edit.layers import GPT2_XL, GPTJ
+from engramscope.edit.solve import gathered
+from engramscope.edit.solvers import Known
+from engramscope.edit.spread import Spread, SpreadOptions, chosen_layers, spread
+from engramscope.models.model import Model
+from engramscope.records.fact import Fact
+
+#: hparams/MEMIT of the release
+_PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
+    GPT2_XL: {"weight": 20_000.0},
+    GPTJ: {"weight": 15_000.0, "steps": 25},
+}
+#: found by trying, docs/editing.md
+_BUNDLED: Mapping[str, Mapping[str, Any]] = {}
+
+
+class MemitOptions(SpreadOptions):
+    """Options of MEMIT, besides those of every edit that is shared out.
+
+    Attributes:
+        weight: λ, how much what the matrices do now counts beside the new facts.
+        mom2: use the second moment of keys; without it C is the identity.
+    """
+
+    weight: float = Field(15_000.0, gt=0)
+    mom2: bool = True
+
+
+class Memit(Editor):
+    """MEMIT: ΔW = E Kᵀ (λ C + K Kᵀ)⁻¹ at each of several layers, from the first up.
+
+    Everything is solved in float64 with one factor of C for each layer, by the identity of Woodbury where there are
+    fewer facts than neurons. Deviations: the texts before the prompts are drawn from a seed, eps · mean(diag C) is
+    added to the diagonal of C, and C is measured on a stated number of tokens.
+
+    Source: Meng et al. 2023 (Mass-Editing Memory in a Transformer), equation 14 and algorithm 1.
+    """
+
+    Options: ClassVar[type[EditorOptions]] = MemitOptions
+    source = "Meng et al. 2023 (Mass-Editing Memory in a Transformer), equation 14 and algorithm 1"
+    joint: ClassVar[Literal["one", "many"]] = "many"
+
+    def __init__(self, name: str, options: EditorOptions, preset: str | None = None) -> None:
+        super().__init__(name, options, preset)
+        self._known = Known()
+
+    def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
+        assert isinstance(self.options, MemitOptions)
+        options = resolved(self.options, model, _PUBLISHED, _BUNDLED)
+        layers, note = chosen_layers(model, options)
+        solvers = self._known.solvers(model, layers, options, progress) if options.mom2 else {}
+
+        def key_side(layer: int, keys: Tensor) -> Tensor:
+            if layer in solvers:
+                return solvers[layer].solver.regularised(keys, options.weight)
+            return gathered(keys.double(), keys.double() / options.weight)
+
+        thin = [solver.note() for solver in solvers.values()]
+        notes = tuple(dict.fromkeys(one for one in (note, *thin) if one))
+        said = {"second_moments": {str(layer): solver.said() for layer, solver in solvers.items()}}
+        what = Spread(layers, options, seed, notes)
+        return spread(self, model, facts, what, key_side, self._known, said=said, progress=progress)
+
+
+COMPONENT = Memit
