@@ -146,6 +146,14 @@ def test_an_edit_that_fails_is_a_row_and_one_that_always_fails_an_error(
         edit_all(mini, cases, bench, tmp_path / "new")
 
 
+@pytest.mark.parametrize(("method", "option"), [("memit", "layers"), ("rome", "layer"), ("random_site", "layer")])
+def test_editors_of_one_layer_and_of_several_edit_the_layer_asked_for(method: str, option: str) -> None:
+    bench = bench_of(SETTINGS.model_copy(update={"methods": (method,), "options": {}}), [1, 4])
+    value = getattr(bench.editor(method, 4).options, option)
+    assert value == 4 or tuple(value) == (4,)
+    assert option not in bench.resolved()[method]
+
+
 def test_every_seed_makes_an_edit_of_its_own(
     mini: Model, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +196,7 @@ def test_the_page_escapes_and_fetches_nothing(finished: LocateEdit, mini: Model,
         (["--methods", "ft", "--option", "steps=3"], r"expected method\.option=value"),
         (["--methods", "ft", "--option", "rome.steps=3"], "'rome', which is not among the methods"),
         (["--methods", "ft", "--option", "ft.layer=3"], "every layer is edited"),
+        (["--methods", "ft,kn"], "'kn' does not let the layer be chosen"),
         (["--corruptions", "gauss"], "corruptions"),
         (["--site", "mlp"], "sites"),
         (["--records", "nowhere.json"], "nowhere.json"),

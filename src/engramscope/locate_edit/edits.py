@@ -21,6 +21,8 @@ from engramscope.models.model import Model
 from engramscope.records import Record
 from engramscope.results.atomic import write_table
 
+#: what editors call the layers that they edit
+_LAYERS = ("layer", "layers")
 #: a row per fact, editor, layer, seed and outcome
 EDITS = pa.schema(
     [
@@ -61,12 +63,28 @@ class Bench:
 
     def editor(self, name: str, layer: int) -> Editor:
         """An editor of a layer; it may keep much about it (a factor of its second moment), so let it go afterwards."""
-        return make_editor(name, {**self.methods[name], "layer": layer})
+        return make_editor(name, {**self.methods[name], **_at(name, layer)})
 
     def resolved(self) -> dict[str, Any]:
         """Every option of every editor, but for the layer."""
         found = {name: self.editor(name, self.layers[0]).options.model_dump(mode="json") for name in self.methods}
-        return {name: {key: value for key, value in one.items() if key != "layer"} for name, one in found.items()}
+        return {name: {key: value for key, value in one.items() if key not in _LAYERS} for name, one in found.items()}
+
+
+def _at(name: str, layer: int) -> dict[str, Any]:
+    """The option that makes an editor edit this layer; an editor of several layers gets one.
+
+    Raises:
+        InputError: there is no such editor, or it does not let its layer be chosen.
+    """
+    known = make_editor(name).Options.model_fields
+    if "layer" in known:
+        return {"layer": layer}
+    if "layers" in known:
+        return {"layers": [layer]}
+    raise InputError(
+        f"The editor {name!r} does not let the layer be chosen that it edits, so layers cannot be compared with it."
+    )
 
 
 def bench_of(settings: Settings, layers: Sequence[int]) -> Bench:
@@ -78,7 +96,12 @@ def bench_of(settings: Settings, layers: Sequence[int]) -> Bench:
     strange = [name for name in settings.options if name not in settings.methods]
     faults = [f"Options are given for {name!r}, which is not among the methods." for name in strange]
     methods = {name: dict(settings.options.get(name, {})) for name in settings.methods}
-    faults += [f"{name}.layer cannot be set: every layer is edited." for name in methods if "layer" in methods[name]]
+    faults += [
+        f"{name}.{key} cannot be set: every layer is edited."
+        for name in methods
+        for key in _LAYERS
+        if key in methods[name]
+    ]
     seeds = tuple(settings.seed + number for number in range(settings.edit_seeds))
     bench = Bench(methods, tuple(layers), seeds)
     for name in methods:
