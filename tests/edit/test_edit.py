@@ -13,7 +13,7 @@ from engramscope.edit.applied import applied_to
 from engramscope.edit.delta import Dense, LowRank, outer, total
 from engramscope.edit.edit import Edit, combined, fingerprint, identity
 from engramscope.edit.matrices import down_projection, linear_map
-from engramscope.edit.storage import export, load_edit, save_edit
+from engramscope.edit.storage import export, load_edit
 from engramscope.errors import InputError, SiteError
 from engramscope.models.model import Model
 from engramscope.models.weights import weight_tensors
@@ -162,7 +162,7 @@ def test_the_hash_of_a_loaded_model_follows_its_edits(tmp_path: Path) -> None:
 def test_saved_and_loaded(tmp_path: Path, dense: bool) -> None:
     model = shared_model("llama")
     edit = random_edit(model, dense=dense)
-    save_edit(edit, tmp_path / "a.safetensors")
+    edit.save(tmp_path / "a.safetensors")
     again = load_edit(tmp_path / "a.safetensors")
     for name in ("method", "facts", "settings", "seed", "model", "before", "prefixes", "diagnostics", "notes"):
         assert getattr(again, name) == getattr(edit, name), name
@@ -184,7 +184,7 @@ def test_an_exported_checkpoint_is_the_edited_model(tmp_path: Path, family: str)
     edit = random_edit(model)
     with edit.applied(model):
         wanted = model.logits(TOKENS)
-    assert export(edit, model, tmp_path / "out") == pytest.approx(1.0, abs=1e-6)
+    assert edit.export(model, tmp_path / "out") == pytest.approx(1.0, abs=1e-6)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(again(TOKENS).logits.detach(), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(model.logits(TOKENS), wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -91,6 +92,22 @@ class Edit:
         """
         revert_deltas(model.hf, self)
         model.weights_changed(None if applied_to(model.hf) else _UNEDITED.pop(model.hf, None))
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit as one safetensors file, in full or not at all; `load_edit` reads it.
+
+        Raises:
+            ResultsError: the disk refuses.
+        """
+        from engramscope.edit.storage import save_edit  # here, because it makes edits when it reads them
+
+        save_edit(self, Path(path))
+
+    def export(self, model: Model, folder: str | Path) -> float:
+        """Write the edited model as a plain Hugging Face checkpoint; see `storage.export`."""
+        from engramscope.edit.storage import export
+
+        return export(self, model, Path(folder))
 
     def norms(self, model: Model) -> dict[str, float]:
         """|ΔW| / |W| of every edited parameter, Frobenius, W as it is in the model now."""
