@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 #: where the output is no terminal, it is read by a program or scrolled
-_WIDE = 200
+WIDE = 200
 _GAP = 2
 
 
@@ -22,7 +22,7 @@ def print_table(findings: Mapping[str, Any]) -> None:
     from engramscope.editing.words import remarks, sentences, table_lines
 
     console = Console()
-    console = console if console.is_terminal else Console(width=_WIDE)
+    console = console if console.is_terminal else Console(width=WIDE)
     lines = table_lines(findings)
     for columns in _parts(lines, console.width):
         console.print(_table(lines, columns))

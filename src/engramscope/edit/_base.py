@@ -82,6 +82,15 @@ class Editor(ABC):
     def _ensure(self, model: Model, facts: Sequence[Fact]) -> None:  # noqa: B027  most editors refuse nothing of their own
         """Refuse sound facts, or a model, that this editor cannot work on; called with all of them before the first."""
 
+    def places(self, model: Model) -> tuple[str, ...]:
+        """Names of the parameters that an edit of this model changes; empty where only the edit itself can tell.
+
+        Raises:
+            InputError: the editor cannot edit this model; a sentence says why, and what to do.
+        """
+        del model
+        return ()
+
     @abstractmethod
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         """The edit for sound facts: one fact where `joint` is "one"."""

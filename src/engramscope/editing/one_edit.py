@@ -101,12 +101,16 @@ def run_edit(
         "parameters": {name: {"shape": list(delta.shape), "rank": _rank(delta)} for name, delta in edit.deltas.items()},
         "versions": versions(), "machine": machine(), "checkpoint": None, "adapter": None,
     }  # fmt: skip
+    if adapter is not None:
+        from engramscope.edit.adapter import export_lora  # here, because it imports peft
+
+        # first, because it refuses an edit that is not of low rank
+        export_lora(edit, model, adapter)
     _make(folder)
     save_edit(edit, folder / EDIT)
     if checkpoint is not None:
         manifest["checkpoint"] = {"folder": str(checkpoint), "stored": export(edit, model, checkpoint)}
     if adapter is not None:
-        raise InputError("Adapters are not written yet.")
         manifest["adapter"] = {"folder": str(adapter)}
     write_edit_page(folder, manifest)
     write_json(folder / MANIFEST, manifest)

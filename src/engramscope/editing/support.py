@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from engramscope.edit.catalogue import describe_editor, editor_names, make_editor
 from engramscope.edit.hyper.editor import default_folder
 from engramscope.edit.hyper.files import WEIGHTS
+from engramscope.edit.hyper.settings import Corpus
 from engramscope.edit.matrices import down_projection
-from engramscope.errors import SiteError
+from engramscope.errors import InputError
 from engramscope.models.model import Model
 
 
@@ -57,23 +59,23 @@ class Support:
     Attributes:
         ready: it can, as things are.
         why: why not, or what is to be done first; empty where it can.
+        places: names of the parameters that it changes, with its defaults; empty where only an edit can tell.
     """
 
     ready: bool
     why: str = ""
+    places: tuple[str, ...] = ()
 
 
 def support(model: Model, editor: EditorFacts) -> Support:
-    """Whether an editor can edit a model."""
+    """Whether an editor can edit a model, with its defaults."""
     try:
         for layer in range(model.anatomy.n_layers):
             down_projection(model, layer)
-    except SiteError as error:
+        places = make_editor(editor.name).places(model)
+    except InputError as error:
         return Support(False, error.faults[0])
-    if not editor.trained:
-        return Support(True)
-    folders = {corpus: default_folder(editor.name, corpus, model) for corpus in ("text", "counterfact")}
-    there = [corpus for corpus, folder in folders.items() if (folder / WEIGHTS).is_file()]
-    if there:
-        return Support(True)
-    return Support(False, f"Train it first: engramscope train-editor {editor.name} --model {model.name}")
+    folders = [default_folder(editor.name, corpus, model) for corpus in get_args(Corpus)]
+    if editor.trained and not any((folder / WEIGHTS).is_file() for folder in folders):
+        return Support(False, f"Train it first: engramscope train-editor {editor.name} --model {model.name}")
+    return Support(True, "", places)

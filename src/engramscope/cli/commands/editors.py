@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from engramscope.cli._app import app
+from engramscope.cli._editing import WIDE
 
 
 @app.command(epilog="Example: engramscope editors --model mini")
@@ -30,6 +31,7 @@ def editors(
         said = escape(one.summary) + (f"\n[dim]{escape(one.source)}[/dim]" if one.source else "")
         table.add_row(one.name, said, "many at once" if one.many else "one by one", kind, ", ".join(one.presets))
     console = Console()
+    console = console if console.is_terminal else Console(width=WIDE)
     console.print(table)
     if options:
         for one in found:
@@ -42,4 +44,5 @@ def editors(
         console.print(f"\n[bold]{escape(loaded.name)}[/bold] ({loaded.anatomy.model_type})")
         for one in found:
             state = support(loaded, one)
-            console.print(f"  {one.name}: " + ("yes" if state.ready else f"no. {escape(state.why)}"))
+            where = f", edits {', '.join(state.places)}" if state.places else ""
+            console.print(f"  {one.name}: " + (f"yes{where}" if state.ready else f"no. {escape(state.why)}"))
