@@ -97,14 +97,14 @@ def test_ft_is_what_adam_does_to_the_real_parameter(family: str, whole_target: b
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_ft_l_is_the_clamped_loop_and_facts_of_one_batch_are_learnt_together(family: str) -> None:
     model = double(family)
-    options = {"layer": 2, "lr": 3e-3, "steps": 6, "radius": 0.016}
+    options = {"layer": 2, "lr": 3e-3, "steps": 6, "radius": 0.008}
     edit = make_editor("ft_l", options).compute(model, [LONG, FACT, OTHER])
     wanted, losses = plain_loop(
-        model, [LONG, FACT, OTHER], 2, lr=3e-3, steps=6, bias=False, whole_target=True, radius=0.016
+        model, [LONG, FACT, OTHER], 2, lr=3e-3, steps=6, bias=False, whole_target=True, radius=0.008
     )
     compare(edit, wanted)
     values = next(iter(wanted.values())).abs()
-    assert 0.05 < float((values >= 0.016 * (1 - 1e-9)).double().mean()) < 0.99
+    assert 0.05 < float((values >= 0.008 * (1 - 1e-9)).double().mean()) < 1
     curves = [entry["loss"] for entry in edit.diagnostics["facts"]]
     assert [sum(now) / 3 for now in zip(*curves, strict=True)][:6] == pytest.approx(losses, rel=1e-8)
 
@@ -227,6 +227,8 @@ def test_in_half_precision_the_delta_is_float32_and_holds_the_ball(dtype: torch.
     (delta,) = (delta.dense() for delta in edit.deltas.values())
     assert delta.dtype == torch.float32
     assert 1.49e-3 < float(delta.double().abs().max()) <= 1.5e-3
+    inner = delta[delta.abs() < 1.4e-3]
+    assert float((inner.to(dtype).float() != inner).float().mean()) > 0.8
     (entry,) = edit.diagnostics["facts"]
     assert entry["loss"][-1] < entry["loss"][0] - 0.01
 
