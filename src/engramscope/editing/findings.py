@@ -13,7 +13,7 @@ from engramscope.evaluate.evaluate import knowledge
 from engramscope.evaluate.health import HealthLimits
 from engramscope.evaluate.measures import HARMONIC, TABLE4
 from engramscope.evaluate.published import SOURCE, published_for
-from engramscope.evaluate.summary import differences, measures_of, summarise
+from engramscope.evaluate.summary import RESAMPLES, differences, measures_of, summarise
 from engramscope.records.record import Record
 
 #: the model without an edit, as in the published table
@@ -48,14 +48,14 @@ def table_findings(
     main = main_measures(results)
     if progress:
         progress("statistics", 0, len(main) + 1)
-    estimates = summarise(results, clusters=clusters, seed=seed)
+    estimates = summarise(results, clusters=clusters, seed=seed, resamples=RESAMPLES)
     compared: list[dict[str, Any]] = []
     editors = {label: found for label, found in results.items() if label != UNEDITED}
     for number, name in enumerate(main):
         if progress:
             progress("statistics", number + 1, len(main) + 1)
         if len(editors) > 1:
-            compared += [asdict(one) for one in differences(editors, name, clusters, seed=seed)]
+            compared += [asdict(one) for one in differences(editors, name, clusters, seed=seed, resamples=RESAMPLES)]
     known = knowledge(results.get(UNEDITED, []))
     if progress:
         progress("statistics", len(main) + 1, len(main) + 1)

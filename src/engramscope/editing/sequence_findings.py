@@ -8,7 +8,7 @@ from typing import Any
 
 from engramscope.evaluate.case import CaseResult
 from engramscope.evaluate.health import HealthLimits
-from engramscope.evaluate.summary import summarise
+from engramscope.evaluate.summary import RESAMPLES, summarise
 from engramscope.records.record import Record
 
 #: the columns of the table
@@ -46,7 +46,7 @@ def _point(row: Mapping[str, Any], clusters: Mapping[str, str], seed: int) -> di
     cases = [CaseResult.from_dict(one) for one in row["cases"]]
     measures = [name for name in MEASURES if name not in ("S", *_absent(cases))]
     names = ["S", *measures] if {"ES", "PS", "NS"} <= set(measures) else measures
-    found = summarise({"": cases}, names, clusters, seed=seed)
+    found = summarise({"": cases}, names, clusters, seed=seed, resamples=RESAMPLES)
     changes = [value for value in row["change"].values() if value is not None]
     return {
         "position": row["position"], "edits": row["edits"], "cases": len(cases),

@@ -137,10 +137,10 @@ def _sorted_out(findings: Mapping[str, Any], first: str, score: str) -> tuple[li
     """Editors that the first one is ahead of, and those that it cannot be told from."""
     behind, level = [], []
     for one in findings["differences"]:
-        if one["measure"] == score and first in (one["first"], one["second"]):
+        # no p: there are fewer than two subjects, so nothing can be said
+        if one["measure"] == score and first in (one["first"], one["second"]) and not missing(one["p_max_t"]):
             other = one["second"] if one["first"] == first else one["first"]
-            sure = not missing(one["p_max_t"]) and one["p_max_t"] < LEVEL
-            (behind if sure else level).append(label_words(other))
+            (behind if one["p_max_t"] < LEVEL else level).append(label_words(other))
     return behind, level
 
 
