@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -174,3 +175,13 @@ def test_bad_settings_are_said_in_sentences_all_at_once() -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match="named twice"):
         settings_of(methods=("ft", "ft"))
+
+
+def test_interval_and_test_that_disagree_are_not_talked_over(found: dict[str, Any]) -> None:
+    row = json.loads(json.dumps(primary(found, "ft")))
+    row["models"]["permutation_p"] = 0.02
+    assert row["models"]["gain_adjusted"]["low"] < 0
+    other = {**found, "analyses": [row if one is primary(found, "ft") else one for one in found["analyses"]]}
+    text = " ".join(sentences(other))
+    assert "is not clear, interval and test disagree" in text
+    assert "nothing that can be told" not in text

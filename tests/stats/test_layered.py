@@ -269,7 +269,23 @@ def test_facts_without_a_peak_are_counted() -> None:
     rng = np.random.default_rng(14)
     x, y = rng.uniform(size=(2, 20, 4))
     x[:3] = 0.0
-    assert _choice(x, y).without_peak == 3
+    found = _choice(x, y)
+    assert found.without_peak == 3
+    assert found.same_layer < 17
+
+
+def test_facts_that_all_peak_at_the_best_layer_leave_nothing_to_compare() -> None:
+    rng = np.random.default_rng(19)
+    x, y = rng.uniform(size=(2, 20, 4))
+    x[:, 3] += 1
+    y[:, 3] += 1
+    assert _choice(x, y).same_layer == 20
+    assert _choice(x, y).differences[0].value == 0.0
+    x[:5, 1] += 2
+    assert _choice(x, y).same_layer == 15
+    x[0] = 0.0
+    x[19] = 5.0  # ties are no peak
+    assert _choice(x, y).same_layer == 14
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:

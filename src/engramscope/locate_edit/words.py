@@ -43,7 +43,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     said = [_facts(found)]
     for editor in found["settings"]["methods"]:
         row = primary(found, editor)
-        said += [_explained(row), _controls(row)] if row["status"] == "ok" else [_missing(row)]
+        said += [_explained(row), _controls(row), *_elsewhere(row, found)] if row["status"] == "ok" else [_missing(row)]
     return [sentence for sentence in [*said, _agreement(found), *cautions(found)] if sentence]
 
 
@@ -53,8 +53,11 @@ def primary(found: Mapping[str, Any], editor: str, outcome: str = "rewrite") -> 
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What the third control says against the second, from the interval of their paired difference."""
+    """What the third control says against the second: "better", "worse" or "unclear" from the interval of their paired
+    difference, "same" where every fact peaks at the fixed layer."""
     gap = row["choice"]["differences"][0]
+    if row["choice"]["same_layer"] == row["choice"]["n_facts"]:
+        return "same"
     if gap["low"] is None or gap["high"] is None:
         return "unclear"
     return "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "unclear"
@@ -105,11 +108,12 @@ def _facts(found: Mapping[str, Any]) -> str:
 def _explained(row: Mapping[str, Any]) -> str:
     models = row["models"]
     gain, p = models["gain_adjusted"], models["permutation_p"]
+    apart = gain["low"] is not None and gain["low"] > 0, p is not None and p <= LEVEL
     more = (
-        "Tracing says something beyond the layer"
-        if gain["low"] is not None and gain["low"] > 0 and (p or 1.0) <= LEVEL
+        "Tracing says something beyond the layer" if all(apart)
+        else "Whether tracing says anything beyond the layer is not clear, interval and test disagree" if any(apart)
         else "Beyond the layer tracing adds nothing that can be told from chance"
-    )
+    )  # fmt: skip
     how = f"{CORRUPTIONS[row['corruption']]}, {METRICS[row['metric']]}, {TOKENS[row['tokens']]}"
     return (
         f"{row['editor']}: the layer explains {percent(models['layer']['value'])} of the variance of the rewrite's "
@@ -132,6 +136,7 @@ def _hundredfold(value: object) -> str:
 def _controls(row: Mapping[str, Any]) -> str:
     success, gap = row["choice"]["success"], row["choice"]["differences"][0]
     says = {
+        "same": "every fact peaks at that layer, so tracing each fact tells no more than choosing one layer for all",
         "better": "here locating helps",
         "worse": "choosing the layer by the fact's tracing is worse",
         "unclear": "a difference is not shown, so that locating helps is not either",
@@ -142,6 +147,28 @@ def _controls(row: Mapping[str, Any]) -> str:
         f"{number(success['random']['value'])} at {WAYS['random']}; own peak minus best fixed layer "
         f"{number(gap['value'])} ({number(gap['low'])} to {number(gap['high'])}): {says}."
     )
+
+
+def _elsewhere(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """The same analysis with other windows or sites restored."""
+    alike = ("editor", "outcome", "corruption", "metric", "tokens")
+    others = [
+        one
+        for one in found["analyses"]
+        if one is not row and one["status"] == "ok" and all(one[key] == row[key] for key in alike)
+    ]
+    said = []
+    for one in others:
+        gap, gain = one["choice"]["differences"][0], one["models"]["gain_adjusted"]
+        same = one["choice"]["same_layer"]
+        aside = f", the same layer for {same} of {one['facts']} facts" if same else ""
+        said.append(
+            f"When tracing restores {site_words(one['site'], one['window'])} instead, it explains "
+            f"{percent(one['models']['predictor']['value'])} alone and {_hundredfold(gain['value'])} points beyond the "
+            f"layer ({_hundredfold(gain['low'])} to {_hundredfold(gain['high'])}), and own peak minus best fixed layer "
+            f"is {number(gap['value'])} ({number(gap['low'])} to {number(gap['high'])}){aside}."
+        )
+    return said
 
 
 def _missing(row: Mapping[str, Any]) -> str:

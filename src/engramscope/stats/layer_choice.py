@@ -47,6 +47,7 @@ class LayerChoice:
         fixed_layers: the layers chosen by the outcome, one for each half.
         mean_peak_layers: the layers chosen by the predictor.
         without_peak: facts whose predictor is the same at every layer, so that "peak" is a random layer for them.
+        same_layer: facts whose one peak is the fixed layer that they are judged at: for them the two ways are one.
     """
 
     n_facts: int
@@ -55,6 +56,7 @@ class LayerChoice:
     fixed_layers: tuple[int, ...]
     mean_peak_layers: tuple[int, ...]
     without_peak: int
+    same_layer: int
 
 
 def layer_choice(
@@ -107,7 +109,9 @@ def layer_choice(
         for at, (first, second) in enumerate(compared)
     )  # fmt: skip
     without = int((x.max(axis=1) == x.min(axis=1)).sum())
-    return LayerChoice(len(y), success, differences, fixed_layers, mean_peak_layers, without)
+    at = np.where(half, *fixed_layers)
+    same = int(((x.argmax(axis=1) == at) & ((x == x.max(axis=1, keepdims=True)).sum(axis=1) == 1)).sum())
+    return LayerChoice(len(y), success, differences, fixed_layers, mean_peak_layers, without, same)
 
 
 def at_peak(predictor: Floats, outcome: Floats) -> Floats:
