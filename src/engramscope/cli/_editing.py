@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from engramscope.cli._app import NOTHING_WRITTEN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,6 +16,16 @@ if TYPE_CHECKING:
 #: where the output is no terminal, it is read by a program or scrolled
 WIDE = 200
 _GAP = 2
+
+
+def stopped(*folders: Path | None) -> Callable[[], str]:
+    """What a command that cannot go on says at Ctrl-C: whether something of its folders is there already."""
+
+    def words() -> str:
+        there = [str(folder) for folder in folders if folder is not None and folder.exists() and any(folder.iterdir())]
+        return f"Interrupted; what is in {', '.join(there)} is not complete." if there else NOTHING_WRITTEN
+
+    return words
 
 
 def print_table(findings: Mapping[str, Any]) -> None:

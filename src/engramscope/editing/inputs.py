@@ -12,7 +12,9 @@ from engramscope.errors import InputError, UnknownNameError
 from engramscope.evaluate.evaluate import EvaluateOptions
 from engramscope.evaluate.reference import References
 from engramscope.evaluate.reference_file import read_references
+from engramscope.models.load import load_tokenizer
 from engramscope.models.model import Model
+from engramscope.provenance import tokenizer_hash
 from engramscope.records.bundled import bundled_records, reference_texts
 from engramscope.records.bundled_texts import held_out_texts
 from engramscope.records.read import Records, read_records
@@ -135,7 +137,8 @@ def _records(model: Model, name: str, record_format: str | None, seed: int) -> R
 
 
 def _ensure_bundled(model: Model, instead: str) -> None:
-    if model.source != "bundled":
+    # an edited or fine-tuned copy of a bundled model is no bundled one any more, but it has its words
+    if model.source != "bundled" and tokenizer_hash(model.tokenizer) != tokenizer_hash(load_tokenizer("mini")):
         raise InputError(
             f"The bundled data are about invented people whom only the bundled models know; for {model.name} give data "
             f"of its own ({instead})."

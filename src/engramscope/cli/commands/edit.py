@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._editing import stopped
 
 if TYPE_CHECKING:
     from engramscope.records.fact import Fact
@@ -52,7 +53,7 @@ def edit(
     The edit is a small file of its own: the model is not changed on disk. The folder gets edit.safetensors,
     manifest.json and report.html.
     """
-    with show_progress(quiet) as progress:
+    with show_progress(quiet, stopped(out, export, adapter)) as progress:
         from engramscope.editing.chosen import one_editor
         from engramscope.editing.inputs import held_out
         from engramscope.editing.one_edit import ensure_free, run_edit

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engramscope.cli._app import Quiet, app, show_progress
-from engramscope.cli._editing import print_table
+from engramscope.cli._editing import print_table, stopped
 
 
 @app.command(epilog="Example: engramscope evaluate edit --records bundled --out evaluation")
@@ -40,7 +40,7 @@ def evaluate(
 
     An edit is compared with its model without it. All facts of the edit are in the model at once.
     """
-    with show_progress(quiet) as progress:
+    with show_progress(quiet, stopped(out)) as progress:
         from engramscope.editing.evaluation import edit_at, evaluated_materials, run_evaluation
         from engramscope.editing.inputs import measured_options
         from engramscope.models.load import load_model
