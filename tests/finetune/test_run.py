@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from engramscope.finetune._worker import FULL, sentence_of
 from engramscope.finetune._worker import run as run_worker_here
 from engramscope.finetune.history import COLUMNS as HISTORY
 from engramscope.finetune.layout import Job, Layout, complete_checkpoints
-from engramscope.finetune.page import gradient_figure, loss_figure
+from engramscope.finetune.page import gradient_figure, loss_figure, write_page
 from engramscope.finetune.supervise import TrainingError
+from engramscope.finetune.words import trained_parts, warm_up
 from tests.finetune.small import corpus_folder, corpus_table, in_this_process
 from tests.tiny_study import save_model
 
@@ -387,3 +389,88 @@ def test_the_environment_of_the_training(gpt2: Path, monkeypatch: pytest.MonkeyP
     assert supervise.environment(two)["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert supervise.environment(Job(settings, "m", 8, 0, "cpu", "fp32"))["CUDA_VISIBLE_DEVICES"] == ""
     assert "--nproc-per-node=2" in supervise.command(Layout(Path("x")), 2)
+
+
+def _manifest(done: tuple[Path, list[str]], **changes: Any) -> dict[str, Any]:
+    """The manifest of the finished run with other settings, and what `changes` names."""
+    found = json.loads((done[0] / "training.json").read_text(encoding="utf-8"))
+    settings = {**found["settings"], **changes.pop("settings", {})}
+    return {**found, "settings": settings, **changes}
+
+
+def _page(folder: Path, manifest: dict[str, Any]) -> str:
+    folder.mkdir(exist_ok=True)
+    text = write_page(folder, manifest).read_text(encoding="utf-8")
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text.split("</style>")[1])).replace("\u202f", " ").split())
+
+
+def test_a_rate_that_was_never_reached_is_on_the_page_with_what_to_set(
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_worker", in_this_process)
+    settings = resolve_settings("", [*FAST, "warmup_steps=500", "epochs=4", "patience=0"])
+    result = run_finetune(settings, corpus_table(60), str(gpt2), tmp_path / "o")
+    manifest = result.manifest()
+    steps, rate = manifest["history"][-1]["step"], manifest["history"][-1]["learning_rate"]
+    wanted = (
+        f"The learning rate never reached 0.001: the warm-up takes 500 steps, the training had {steps}, and the rate "
+        f"ended at {rate:.2g}. --set warmup_steps={steps // 10} warms up over a tenth of it."
+    )
+    assert steps >= 20
+    assert wanted in result.sentences()
+    page = _page(tmp_path / "p", manifest)
+    assert page.count(wanted) == 1
+    assert any(note.startswith("The warm-up of 500 steps") for note in manifest["notes"])
+    assert "The warm-up of" not in page
+
+
+def test_nothing_is_said_of_a_warm_up_that_ended(done: tuple[Path, list[str]]) -> None:
+    assert warm_up(_manifest(done)) == ""
+    assert warm_up(_manifest(done, settings={"warmup_steps": 0})) == ""
+    rows = [{**row, "learning_rate": 0.0005} for row in _manifest(done)["history"]]
+    assert "ended at 0.0005" in warm_up(_manifest(done, history=rows))  # stopped early, within the warm-up
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ""),
+        ({"only": ["transformer.h.0.mlp"]}, "Only transformer.h.0.mlp was trained; all else stays as it was."),
+        ({"only": ["a.b", "c.d"]}, "Only a.b and c.d were trained"),
+        ({"lora": {"rank": 4, "alpha": 16.0, "dropout": 0.0, "targets": ["c_attn"]}},
+         "low-rank adapters (LoRA, rank 4, alpha 16, on c_attn), which are folded into the weights."),
+        ({"lora": {"rank": 8, "alpha": 0.5, "dropout": 0.0, "targets": []}, "merge": False},
+         "(LoRA, rank 8, alpha 0.5), which are left beside the base as an adapter."),
+        ({"random_weights": True}, "Training began from random weights."),
+    ],
+)  # fmt: skip
+def test_the_page_names_what_was_trained(
+    done: tuple[Path, list[str]], tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    manifest = _manifest(done, settings=settings)
+    assert words in trained_parts(manifest)
+    assert bool(trained_parts(manifest)) is bool(words)
+    assert words in _page(tmp_path / "p", manifest)
+
+
+def test_one_document_is_one(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+    manifest = _manifest(done)
+    for side in ("train", "validation"):
+        manifest["split"][side]["documents"] = 1
+    assert "Trained on 1 document, validated on 1 other." in _page(tmp_path / "p", manifest)
+
+
+def test_a_single_epoch_is_seen(done: tuple[Path, list[str]]) -> None:
+    manifest = _manifest(done)
+    rows = manifest["history"][:2]
+    for figure in (loss_figure, gradient_figure):
+        axes = figure({**manifest, "history": rows, "best_epoch": 1, "overfitting_epoch": None}).axes[0]
+        lone = [line for line in axes.lines if str(line.get_gid()) != "validation_loss" and len(line.get_xdata()) == 1]
+        assert lone
+        assert all(line.get_marker() == "o" and line.get_markersize() >= 6 for line in lone)
+        low, high = axes.get_xlim()
+        ticks = [place for place in axes.get_xticks() if low <= place <= high]
+        assert ticks == [float(row["epoch"]) for row in rows if figure is loss_figure or row["epoch"]]
+        assert high == 1.5
+    many = loss_figure(manifest).axes[0]
+    assert all(line.get_markersize() < 6 for line in many.lines if line.get_gid())

@@ -6,9 +6,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import synthetic
 from browser import Browser, chromium
@@ -403,3 +405,35 @@ def test_many_pairs_come_in_pages(tmp_path: Path, browser: Browser) -> None:
     assert browser.evaluate(f"{rows}.length") == 30
     assert browser.evaluate("document.querySelector('[data-step=\"1\"]').disabled")
     assert browser.evaluate(f"{rows}[0].cells[0].textContent") == "p200"
+
+
+def test_headings_keep_their_capitals(tmp_path: Path) -> None:
+    rows = [{**row, "metric": "kl"} for row in synthetic.head_rows(np.random.default_rng(0))]
+    pairs = [
+        {**row, "clean_kl": 0.0, "corrupted_kl": 1.0} for row in synthetic.pair_rows(np.random.default_rng(0), False)
+    ]
+    text = _page(synthetic.build(tmp_path / "out", rows=rows, pairs=pairs)).text
+    assert "KL divergence" in text
+    assert "Kl divergence" not in text
+
+
+@needs_chromium
+def test_a_caption_is_seen_whole_and_a_table_that_goes_on_has_a_shade(tmp_path: Path, browser: Browser) -> None:
+    cells = "".join(f"<td>{'wide' * 10}</td>" for _ in range(6))
+    table = f"<table><caption>{'A caption of many words. ' * 6}</caption><tr>{cells}</tr></table>"
+    page = tmp_path / "page.html"
+    css = resources.files("engramscope.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    head = f'<!DOCTYPE html><meta name="viewport" content="width=device-width"><style>{css}</style>'
+    page.write_text(f"{head}<main><div class=scroll>{table}</div></main>", encoding="utf-8")
+    browser.open(page, width=420)
+    box = "document.querySelector('.scroll')"
+    assert browser.evaluate(f"{box}.scrollWidth > 2 * {box}.clientWidth")
+    for _ in range(2):  # as it comes, and at its other end
+        fits = f"(c => c.left >= b.left - 1 && c.right <= b.right + 1)(document.querySelector('caption').{_BOX})"
+        assert browser.evaluate(f"(b => {fits})({box}.{_BOX})")
+        browser.evaluate(f"{box}.scrollLeft = 9999")
+    assert browser.evaluate(f"getComputedStyle({box}).backgroundAttachment") == "local, local, scroll, scroll"
+    assert browser.evaluate("document.documentElement.scrollWidth") == 420
+
+
+_BOX = "getBoundingClientRect()"

@@ -9,11 +9,13 @@ from typing import Any
 from engramscope.clap.studies import STUDIES
 from engramscope.clap.words import sentences
 from engramscope.finetune.page import gradient_figure, loss_figure
+from engramscope.finetune.words import WARM_UP, trained_parts, warm_up
 from engramscope.report.small_page import embedded_figure, embedded_file, render_page
-from engramscope.report.words import bare_p, counted, number, percent, seconds, whole
+from engramscope.report.words import bare_p, capital, counted, number, percent, seconds, whole
 from engramscope.results.atomic import write_text
 
-#: what the paper prints of its corpus: mentions in 9,958 abstracts
+#: what the paper prints of its corpus: mentions in so many abstracts
+PRINTED_ABSTRACTS = 9_958
 PRINTED_MENTIONS = {"epilepsy": 20_595, "EEG": 11_674, "seizure": 13_921}
 #: rows of CLAP's tables of settings, and what they are called here
 SETTINGS: Mapping[str, str] = {
@@ -47,6 +49,7 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
         found=found,
         sentences=sentences(found),
         mentions=_mentions(found),
+        printed_abstracts=PRINTED_ABSTRACTS,
         sampled=found["finetune"][found["best"]]["settings"].get("limit"),
         corpus_figures=_figures(_corpus_folder(folder, found) / "figures", 3),
         settings=_settings(found),
@@ -55,6 +58,7 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
         studies=[_study(folder, name, title, found["studies"][name]) for name, title in STUDIES.items()],
         whole=whole,
         counted=counted,
+        capital=capital,
     )
     path = folder / "report.html"
     write_text(path, text)
@@ -87,7 +91,7 @@ def _settings(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _curves(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     rows = manifest["history"]
     best = next(row for row in rows if row["epoch"] == manifest["best_epoch"])
-    turned = manifest["overfitting_epoch"]
+    turned, late = manifest["overfitting_epoch"], warm_up(manifest)
     return {
         "name": name,
         "loss": embedded_figure(loss_figure(manifest)),
@@ -98,7 +102,11 @@ def _curves(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": manifest["epochs"],
         "turned": "not reached" if turned is None else f"epoch {turned}",
         "took": seconds(sum(row["seconds"] for row in rows)),
-        "notes": list(manifest.get("notes") or []),
+        "late": late,
+        "notes": [
+            *filter(None, [trained_parts(manifest)]),
+            *(note for note in manifest.get("notes") or [] if not (late and note.startswith(WARM_UP))),
+        ],
     }
 
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from engramscope.finetune.history import COLUMNS
-from engramscope.finetune.words import sentences
+from engramscope.finetune.words import WARM_UP, sentences, warm_up
 from engramscope.report.small_page import embedded_file, render_page
-from engramscope.report.words import number, seconds, whole
+from engramscope.report.words import counted, number, seconds, whole
 from engramscope.results.atomic import atomic_file, write_text
 
 _TRAIN, _VALIDATION, _MARK = "#b8762a", "#2166ac", "#5d594f"
@@ -35,12 +35,16 @@ def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         _save(figure, folder / "figures" / f"{name}.svg")
+    late = warm_up(manifest)
     text = render_page(
         "engramscope.finetune",
         "report.html.j2",
         manifest=manifest,
         name=Path(manifest["model"]["name"]).name,
-        sentences=sentences(manifest),
+        sentences=[sentence for sentence in sentences(manifest) if sentence != late],
+        late=late,
+        # what was foretold is said as what happened
+        notes=[note for note in manifest["notes"] if not (late and note.startswith(WARM_UP))],
         figures=[
             {"title": FIGURES[name], "source": embedded_file(folder / "figures" / f"{name}.svg")} for name in drawn
         ],
@@ -48,7 +52,7 @@ def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
         settings=[(key, _plain(value)) for key, value in manifest["settings"].items()],
         columns=COLUMNS,
         whole=whole,
-        seconds=seconds,
+        counted=counted,
     )
     path = folder / "report.html"
     write_text(path, text)
@@ -68,7 +72,7 @@ def loss_figure(manifest: Mapping[str, Any]) -> Figure:
     if manifest["overfitting_epoch"] is not None:
         axes.axvline(manifest["overfitting_epoch"], color=_MARK, linewidth=0.8, linestyle="--",
                      label="overfitting point")  # fmt: skip
-    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, rows)
     return figure
 
 
@@ -82,13 +86,23 @@ def gradient_figure(manifest: Mapping[str, Any]) -> Figure:
     if limit:
         axes.axhline(limit, color=_MARK, linewidth=0.7, label=f"clipped to {limit:g}")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, trained)
     return figure
 
 
+def _finish(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The legend above the picture, where it hides nothing; whole epochs on the axis, also where there is only one."""
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
+    if rows:
+        axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str, style: str = "-") -> None:
+    # a single epoch makes no line: its point has to be seen
+    size = 7.0 if len(rows) == 1 else 3.5
     axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], color=colour, linewidth=1.5, marker="o",
-              markersize=3.5, linestyle=style, label=label, gid=key)  # fmt: skip
+              markersize=size, linestyle=style, label=label, gid=key)  # fmt: skip
 
 
 def _figure(ylabel: str) -> tuple[Figure, Axes]:
@@ -98,7 +112,6 @@ def _figure(ylabel: str) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("Epoch", fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8)
     return figure, axes
 
@@ -111,7 +124,6 @@ def _save(figure: Figure, path: Path) -> None:
 def _row(row: Mapping[str, Any]) -> dict[str, str]:
     """A row of the history as it is shown."""
     losses = {key: "–" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "validation_loss")}
-    rate = row["learning_rate"]
     return {
         "epoch": str(row["epoch"]),
         "step": whole(row["step"]),
@@ -119,8 +131,8 @@ def _row(row: Mapping[str, Any]) -> dict[str, str]:
         "perplexity": number(row["validation_perplexity"]),
         "norm": _number(row["gradient_norm_mean"]),
         "norm_max": _number(row["gradient_norm_max"]),
-        "rate": "–" if rate is None else f"{rate:.3g}",
-        "skipped": str(row["skipped_steps"]),
+        "rate": _number(row["learning_rate"]),
+        "skipped": whole(row["skipped_steps"]),
         "seconds": seconds(row["seconds"]) if row["epoch"] else "–",
         "speed": "–" if row["tokens_per_second"] is None else whole(round(row["tokens_per_second"])),
     }

@@ -20,6 +20,7 @@ from engramscope.finetune.documents import Documents, corpus_hash, read_document
 from engramscope.finetune.layout import Job
 from engramscope.finetune.settings import Settings
 from engramscope.finetune.split import SMALL, Split, split_documents
+from engramscope.finetune.words import WARM_UP, shorter_warm_up
 from engramscope.models import load_config, load_tokenizer
 from engramscope.models.load import skeleton_sizes
 from engramscope.provenance import tokenizer_hash
@@ -169,9 +170,8 @@ def _notes(
     if settings.warmup_steps >= most:
         last = settings.learning_rate * (most - 1) / settings.warmup_steps
         found.append(
-            f"The warm-up of {settings.warmup_steps} steps is as long as this training or longer ({most} steps): the "
-            f"learning rate rises to {last:.2g} and never reaches {settings.learning_rate:g}. "
-            "--set warmup_steps=… makes it shorter."
+            f"{WARM_UP}{settings.warmup_steps} steps is as long as this training or longer ({most} steps): the "
+            f"learning rate rises to {last:.2g} and never reaches {settings.learning_rate:g}. {shorter_warm_up(most)}"
         )
     if fill := -len_train % (settings.train_batch * settings.processes) if settings.processes > 1 else 0:
         found.append(f"So that every process has whole batches, {fill} chunks are learned from twice in each epoch.")

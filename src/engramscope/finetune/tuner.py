@@ -100,7 +100,8 @@ class Tuner(Trainer):
         self.validation_seconds = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
-        args, chunks = self.args, train_dataset if train_dataset is not None else self.train_dataset
+        args = self.args
+        chunks: Any = train_dataset if train_dataset is not None else self.train_dataset
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return StepOrder([len(chunk) for chunk in chunks], step, args.seed)
 

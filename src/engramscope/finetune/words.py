@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engramscope.report.words import counted, number, seconds, whole
+from engramscope.report.words import counted, joined, number, seconds, whole
+
+#: begins what is said before a training that is shorter than its warm-up
+WARM_UP = "The warm-up of "
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -21,7 +24,43 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     """What a finished fine-tuning says; one sentence where it is not finished."""
     if manifest["status"] != "done":
         return ["This fine-tuning is not finished; the same command with --resume goes on."]
-    return [_perplexity(manifest), _overfitting(manifest), _effort(manifest)]
+    said = (_perplexity, warm_up, _overfitting, trained_parts, _effort)
+    return [sentence for part in said if (sentence := part(manifest))]
+
+
+def warm_up(manifest: Mapping[str, Any]) -> str:
+    """Said where training ended within the warm-up, so that its learning rate was never reached; else empty."""
+    settings, last = manifest["settings"], manifest["history"][-1]
+    wanted, reached = settings["learning_rate"], last["learning_rate"]
+    if not settings["warmup_steps"] or reached is None or reached >= wanted * (1 - 1e-9):
+        return ""
+    return (
+        f"The learning rate never reached {wanted:g}: the warm-up takes {counted(settings['warmup_steps'], 'step')}, "
+        f"the training had {whole(last['step'])}, and the rate ended at {reached:.2g}. "
+        f"{shorter_warm_up(last['step'])}"
+    )
+
+
+def shorter_warm_up(steps: int) -> str:
+    """What to type for a training of so many steps; a tenth of them is a usual share."""
+    return f"--set warmup_steps={max(1, steps // 10)} warms up over a tenth of it."
+
+
+def trained_parts(manifest: Mapping[str, Any]) -> str:
+    """Which parameters were trained, and from what, where it was not all of them from what they were; else empty."""
+    settings, said = manifest["settings"], []
+    if settings.get("only"):
+        names = list(settings["only"])
+        said.append(f"Only {joined(names, 6)} {'was' if len(names) == 1 else 'were'} trained; all else stays as it was")
+    if lora := settings.get("lora"):
+        on = f", on {joined(list(lora['targets']), 6)}" if lora["targets"] else ""
+        end = "folded into the weights" if settings["merge"] else "left beside the base as an adapter"
+        said.append(
+            f"Trained were low-rank adapters (LoRA, rank {lora['rank']}, alpha {lora['alpha']:g}{on}), which are {end}"
+        )
+    if settings.get("random_weights"):
+        said.append("Training began from random weights")
+    return "".join(f"{sentence}. " for sentence in said).strip()
 
 
 def _perplexity(manifest: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from engramscope.report.plots import figure_data
 from engramscope.report.sentences import answer, model_name, pooled_words, question
 from engramscope.report.tracing import is_tracing, known_words, totals, tracing_panels
 from engramscope.report.training import moved_weights, moved_words
-from engramscope.report.words import counted, metric_words, percent, whole
+from engramscope.report.words import capital, counted, metric_words, percent, whole
 from engramscope.results.atomic import write_text
 
 
@@ -93,6 +93,7 @@ def context(study: Study, found: Sequence[Panel]) -> dict[str, Any]:
         "contrast_cells": differing,
         "contrast_cells_count": n_differing,
         "whole": whole,
+        "capital": capital,
         "both": tables.both_directions(study),
         "cuts": records(study.findings, "cuts"),
         "pair_metrics": [metric_words(name) for name in metrics],

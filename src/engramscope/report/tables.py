@@ -352,7 +352,7 @@ def _named(values: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str,
 
 def _flat(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if not missing(item))
+        return ", ".join(f"{key} {item}" for key, item in value.items() if not missing(item) and item != "")
     return str(value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from engramscope.report.load import Study, records, section
-from engramscope.report.words import WEIGHTS, joined, metric_words, missing, number, percent
+from engramscope.report.words import WEIGHTS, capital, joined, metric_words, missing, number, percent
 
 #: parts of a layer, and what a column of them is called
 _PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "MLP", "norms": "norms"}
@@ -58,10 +58,10 @@ def moved_weights(study: Study) -> Moved | None:
 
     heads: list[str] = []
     for part in parts:
-        heads += [f"{_capital(_PARTS[part])} {verb}" for verb in ("moved", "restores")[: 2 if part in shown else 1]]
+        heads += [f"{capital(_PARTS[part])} {verb}" for verb in ("moved", "restores")[: 2 if part in shown else 1]]
     layers = sorted({layer for _, layer in distances if layer is not None})
     rows = [(f"Layer {layer}", cells(parts, layer)) for layer in layers]
-    others = [(_capital(name), cells([part], None)) for part, name in _ONCE.items() if (part, None) in distances]
+    others = [(capital(name), cells([part], None)) for part, name in _ONCE.items() if (part, None) in distances]
     return Moved(tuple(heads), tuple(rows), tuple(others))
 
 
@@ -115,7 +115,3 @@ def _restored(study: Study) -> dict[Place, float]:
 
 def _cell(value: float | None, share: float) -> tuple[str, int]:
     return ("" if value is None else percent(value), round(100 * share))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

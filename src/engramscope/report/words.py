@@ -134,6 +134,11 @@ def quantity(kind: str, direction: str) -> str:
     return "loss" if effect_scale.is_loss(kind, direction) else kind
 
 
+def capital(text: str) -> str:
+    """The text with a capital in front and its other letters as they are: "KL divergence" stays that."""
+    return text[:1].upper() + text[1:]
+
+
 def metric_words(metric: str) -> str:
     """A metric in words: "logit difference"."""
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
