@@ -254,6 +254,7 @@ def descend(
         if moved:
             curve.append(_numbers(torch.tensor(_evaluated(model, layer, batches)), lr, made))
         adam.zero_grad(set_to_none=True)
+        del adam  # its moments would be held while the deltas are rounded
     if progress:
         progress(what, steps, steps)
     deltas: dict[str, Delta] = {
@@ -303,7 +304,7 @@ def inside_ball(before: Tensor, delta: Tensor, radius: float) -> Tensor:
     if before.dtype not in (torch.float32, torch.float64):
         return found  # such a weight keeps its value, and the delta is applied beside it
     # a few rows at a time: the exact differences need several tensors
-    size = max(1, 2**22 // max(1, math.prod(before.shape[1:])))
+    size = max(1, 2**18 // max(1, math.prod(before.shape[1:])))
     for old, new in zip(before.split(size), found.split(size), strict=True):
         while True:
             after = old + new.to(old.dtype)
