@@ -34,12 +34,12 @@ def test_the_change_is_the_gated_gradient_and_a_matrix_of_its_own(family: str) -
         with torch.no_grad():
             parts = head.second(torch.tanh(head.first(z)))
         for row in range(2):
-            column_a, row_a, column_b, row_b, gate = parts[row].split((n_in, n_out, n_in, n_out, 1))
+            row_a, column_a, row_b, column_b, gate = parts[row].split((n_in, n_out, n_in, n_out, 1))
             gradient = torch.zeros(n_in, n_out)
             for token in range(pair.x.shape[1]):
                 gradient += torch.outer(pair.x[row, token], pair.g[row, token])
-            a = torch.outer(column_a, row_a.exp() / row_a.exp().sum())
-            b = torch.outer(column_b, row_b.exp() / row_b.exp().sum())
+            a = torch.outer(row_a.exp() / row_a.exp().sum(), column_a)
+            b = torch.outer(row_b.exp() / row_b.exp().sum(), column_b)
             wanted = 1.7 / (1 + (-gate).exp()) * (gradient * a + b)
             torch.testing.assert_close(change.matrix()[row], wanted, rtol=1e-3, atol=1e-6)
             # both terms are there

@@ -19,6 +19,7 @@ from engramscope.edit.hyper import run
 from engramscope.edit.hyper.editor import default_folder
 from engramscope.edit.hyper.examples import from_records, split
 from engramscope.edit.hyper.files import load_checkpoint, save_checkpoint
+from engramscope.edit.hyper.maps import edited_maps
 from engramscope.edit.hyper.passages import read_passages
 from engramscope.edit.hyper.settings import TrainingSettings
 from engramscope.edit.hyper.training import COLUMNS, Training
@@ -215,6 +216,15 @@ def test_editors_are_looked_for_where_they_are_put(tmp_path: Path, monkeypatch: 
     assert make_editor("ke", preset="ke-cf").compute(model, FACT).deltas
     with pytest.raises(InputError, match="editors/ke-gpt2"):
         make_editor("ke").compute(model, FACT)
+    # the settings of this training name two blocks, the default three
+    assert make_editor("ke", preset="ke-cf").places(model) == tuple(m.name for m in edited_maps(model, 2))
+    assert make_editor("ke").places(model) == tuple(m.name for m in edited_maps(model, 3))
+    with pytest.raises(InputError, match="other values"):
+        make_editor("ke", preset="ke-cf").places(tiny_with_tokenizer("gpt2", seed=1))
+    file = default_folder("ke", "counterfact", model) / "editor.safetensors"
+    assert editor_of("ke", file).compute(model, FACT).deltas
+    with pytest.raises(InputError, match=r"in gone\. Train it: .* --out gone"):
+        editor_of("ke", Path("gone/editor.safetensors")).compute(model, FACT)
 
 
 def test_in_half_precision_the_change_is_computed_in_single(tmp_path: Path) -> None:

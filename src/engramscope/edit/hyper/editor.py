@@ -10,16 +10,18 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.delta import LowRank, outer
 from engramscope.edit.edit import Edit
 from engramscope.edit.frozen import frozen
 from engramscope.edit.hyper.factors import Factors, edited
-from engramscope.edit.hyper.files import BEST, CHECKPOINT, WEIGHTS, Said, ensure_fits, load_said, to_device
+from engramscope.edit.hyper.files import BEST, CHECKPOINT, SUFFIX, WEIGHTS, Said, ensure_fits, load_said, to_device
 from engramscope.edit.hyper.gradients import token_pairs
+from engramscope.edit.hyper.maps import edited_maps
 from engramscope.edit.hyper.network import EditorNetwork, condition_of, seeded
-from engramscope.edit.hyper.settings import Corpus
+from engramscope.edit.hyper.settings import Corpus, TrainingSettings
 from engramscope.edit.matrices import LinearMap, linear_map
 from engramscope.edit.tokens import encode_facts, logits_of, rows_of, target_nll
 from engramscope.errors import InputError
@@ -69,6 +71,17 @@ class TrainedEditor(Editor):
     def training_defaults(cls, model: Model) -> Mapping[str, Any]:
         """Settings of the network and its training, where they are not those of `TrainingSettings`."""
 
+    def places(self, model: Model) -> tuple[str, ...]:
+        """The matrices of the network in the place where it is looked for; of an untrained one, those of its default.
+
+        Raises:
+            InputError: the network is of another editor or model, or the MLPs of the model cannot be edited.
+        """
+        file = self._file(model)
+        if not file.is_file():
+            return tuple(linear.name for linear in edited_maps(model, TrainingSettings().blocks))
+        return tuple(one["name"] for one in self._said(model, file)[0].matrices)
+
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         del progress  # one forward and one backward
         ((ask,),) = encode_facts(model, facts)
@@ -97,10 +110,7 @@ class TrainedEditor(Editor):
         place = self._place(model)
         written = place.stat().st_mtime_ns
         if self._ready is None or self._ready[:3] != (model.hf, place, written):
-            said, tensors = load_said(place)
-            if said.editor != self.name:
-                raise InputError(f"{place} holds the editor {said.editor!r}, and {self.name!r} was asked for.")
-            ensure_fits(said, model, place)
+            said, tensors = self._said(model, place)
             maps = [linear_map(model, one["name"].removesuffix(".weight")) for one in said.matrices]
             settings = self.Network.model_validate(said.network)
             network = seeded(lambda: self.build(settings, model, maps), 0)
@@ -109,16 +119,28 @@ class TrainedEditor(Editor):
         ensure_fits(self._ready[3], model, place)
         return place, self._ready[3], self._ready[4]
 
-    def _place(self, model: Model) -> Path:
-        """The file with the trained network."""
+    def _said(self, model: Model, file: Path) -> tuple[Said, dict[str, Tensor]]:
+        """What is in a file, which must be of this editor and for this model."""
+        said, tensors = load_said(file)
+        if said.editor != self.name:
+            raise InputError(f"{file} holds the editor {said.editor!r}, and {self.name!r} was asked for.")
+        ensure_fits(said, model, file)
+        return said, tensors
+
+    def _file(self, model: Model) -> Path:
+        """Where the trained network is looked for."""
         options = self.options
         assert isinstance(options, TrainedOptions)
-        given = options.weights
-        place = default_folder(self.name, options.corpus, model) if given is None else given
-        file = place if place.is_file() else place / WEIGHTS
+        place = options.weights or default_folder(self.name, options.corpus, model)
+        return place if place.is_file() or place.suffix == SUFFIX else place / WEIGHTS
+
+    def _place(self, model: Model) -> Path:
+        """The file with the trained network, which must be there."""
+        file, options = self._file(model), self.options
+        assert isinstance(options, TrainedOptions)
         if file.is_file():
             return file
-        out = place if given is None or not given.suffix else given.parent
+        place = out = file.parent
         command = f"engramscope train-editor {self.name} --model {model.name} --on {options.corpus} --out {out}"
         if (place / CHECKPOINT).is_file() or (place / BEST).is_file():
             raise InputError(

@@ -23,8 +23,9 @@ from engramscope.results.atomic import jsonable, write_bytes
 
 _SCHEMA = 1
 _KEY = "engramscope_editor"
+SUFFIX = ".safetensors"
 #: files of a training's folder
-WEIGHTS, BEST, CHECKPOINT = "editor.safetensors", "best.safetensors", "checkpoint.safetensors"
+WEIGHTS, BEST, CHECKPOINT = f"editor{SUFFIX}", f"best{SUFFIX}", f"checkpoint{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,7 @@ def load_checkpoint(training: Training, path: Path) -> None:
         head = f"adam|{place}|"
         kept = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
         if kept:
-            # the count of steps stays on the CPU, as Adam has it
-            training.optimiser.state[parameter] = {
-                name: value if name == "step" else value.to(parameter.device) for name, value in kept.items()
-            }
+            training.optimiser.state[parameter] = {name: value.to(parameter.device) for name, value in kept.items()}
     training.course = Course(**values["course"])
 
 

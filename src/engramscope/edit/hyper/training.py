@@ -85,7 +85,8 @@ class Training:
         rates = {"main": settings.learning_rate, "alpha": settings.alpha_rate}
         self._rates = [rates[name] for name in network.groups()]
         self.optimiser = torch.optim.Adam(
-            [{"params": group, "lr": rates[name]} for name, group in network.groups().items()]
+            [{"params": group, "lr": rates[name]} for name, group in network.groups().items()],
+            fused=True,  # in one pass over the parameters: on a CPU half a step's time goes by otherwise
         )
 
     @property

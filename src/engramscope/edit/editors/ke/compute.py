@@ -23,8 +23,9 @@ class Ke(TrainedEditor):
     last blocks are edited, and the loss is that of MEND.
 
     Deviations:
-        - The softmax runs over the outputs of a matrix, whichever way it is stored; the release runs it over the rows
-          of the stored one, which are the outputs of `nn.Linear` and the inputs of GPT-2's `Conv1D`.
+        - The softmax runs over the inputs of a matrix, whichever way it is stored. The release runs it over the rows of
+          the stored one, which are the inputs of GPT-2's `Conv1D`, so this is KE as Table 4 has it; for `nn.Linear`
+          they are the outputs. On the bundled `mini` a softmax over the outputs learned next to nothing.
         - The words are embedded with the model's own frozen embedding; the release trains a copy of it.
         - Several edits are conditioned on in one call; what comes out for each is the same as by itself.
         - Vectors (biases) are not edited, as in the baseline.

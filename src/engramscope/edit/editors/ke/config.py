@@ -21,7 +21,7 @@ class KeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hidden: _Size = 256
-    z: _Size = 512
-    inner: _Size = 256
+    hidden: _Size = 128
+    z: _Size = 256
+    inner: _Size = 128
     scale: Annotated[float, Field(gt=0)] = 1.0

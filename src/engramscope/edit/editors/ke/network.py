@@ -34,10 +34,10 @@ class Reader(nn.Module):
 class MatrixHead(nn.Module):
     """ΔW = s_max σ(η) (G ∘ A + B) of one matrix W [n_in, n_out].
 
-    A = c_a softmax(r_a)ᵀ and B = c_b softmax(r_b)ᵀ, where r has an entry for each output and c one for each input. All
+    A = softmax(r_a) c_aᵀ and B = softmax(r_b) c_bᵀ, where r has an entry for each input and c one for each output. All
     four vectors and η come from z through two layers with weight normalisation and a tanh between them.
 
-    Because G = Σ_b x_b g_bᵀ, G ∘ A = Σ_b (x_b ∘ c_a) (g_b ∘ softmax(r_a))ᵀ: ΔW has rank tokens + 1 and is never
+    Because G = Σ_b x_b g_bᵀ, G ∘ A = Σ_b (x_b ∘ softmax(r_a)) (g_b ∘ c_a)ᵀ: ΔW has rank tokens + 1 and is never
     formed as a matrix.
     """
 
@@ -50,10 +50,10 @@ class MatrixHead(nn.Module):
     def forward(self, z: Float[Tensor, "edits size"], pairs: TokenPairs) -> Factors:
         """ΔW of each edit, the tokens' outer products first and B last."""
         parts = self.second(torch.tanh(self.first(z))).split(self.sizes, -1)
-        column_a, row_a, column_b, row_b, gate = (part[:, None] for part in parts)
+        row_a, column_a, row_b, column_b, gate = (part[:, None] for part in parts)
         size = self.scale * gate.sigmoid()
-        left = torch.cat((pairs.x * column_a, column_b), 1)
-        right = torch.cat((pairs.g * row_a.softmax(-1), row_b.softmax(-1)), 1)
+        left = torch.cat((pairs.x * row_a.softmax(-1), row_b.softmax(-1)), 1)
+        right = torch.cat((pairs.g * column_a, column_b), 1)
         return Factors(left, size * right)
 
 

@@ -22,7 +22,8 @@ class Mend(TrainedEditor):
 
     Deviations:
         - α begins at −1e-4 instead of +1e-4 (`MendSettings.alpha`).
-        - Scale and shift of a matrix stand inside the relu, as in eq. 3 and the release.
+        - The last layer has no relu, as in the release; eq. 3 has one (`MendSettings.last_relu`). Scale and shift of
+          a matrix stand inside the relu, as in both.
         - V of the residual layers is drawn with variance 1 / size instead of 1, so that larger rates can be used.
         - The moments for the normalisation are kept in float64 and updated for many tokens at once.
         - Padding is masked, and no token is added to the vocabulary; the model stays in evaluation mode.
