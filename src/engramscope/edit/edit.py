@@ -148,6 +148,8 @@ def combined(edits: list[Edit]) -> Edit:
         edits: at least one, by one editor, each computed with those before it in place.
     """
     first = edits[0]
+    if len(edits) == 1:
+        return first
     names = list(dict.fromkeys(name for edit in edits for name in edit.deltas))
     before: dict[str, str] = {}
     for edit in edits:

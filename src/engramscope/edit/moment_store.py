@@ -29,7 +29,7 @@ class SecondMoment:
     """The uncentred second moment of a layer's keys.
 
     Attributes:
-        matrix: (1/N) Σ k kᵀ [n_in, n_in], float32.
+        matrix: (1/N) Σ k kᵀ [n_in, n_in]; float64, or float32 for very wide layers.
         tokens: N.
         said: everything that it depends on.
     """

@@ -176,7 +176,7 @@ class _Pass:
     def moments(self, said: Mapping[int, Mapping[str, Any]]) -> list[SecondMoment]:
         found = []
         for layer, total in zip(self.layers, self.sums, strict=True):
-            matrix = (total / self.tokens).float().cpu()
+            matrix = (total / self.tokens).cpu()
             if not bool(torch.isfinite(matrix).all()):
                 raise InputError(
                     f"Second moment of layer {layer}: values that are not finite came up; load the model in float32."
