@@ -427,8 +427,10 @@ def test_a_rate_that_was_never_reached_is_on_the_page_with_what_to_set(
 def test_nothing_is_said_of_a_warm_up_that_ended(done: tuple[Path, list[str]]) -> None:
     assert warm_up(_manifest(done)) == ""
     assert warm_up(_manifest(done, settings={"warmup_steps": 0})) == ""
-    rows = [{**row, "learning_rate": 0.0005} for row in _manifest(done)["history"]]
-    assert "ended at 0.0005" in warm_up(_manifest(done, history=rows))  # stopped early, within the warm-up
+    rows = [{**row, "learning_rate": 0.0005, "step": 9} for row in _manifest(done)["history"]]
+    stopped_early = warm_up(_manifest(done, history=rows))
+    assert "ended at 0.0005" in stopped_early
+    assert "--set warmup_steps=0 leaves the warm-up out." in stopped_early  # of a handful of steps nothing is a tenth
 
 
 @pytest.mark.parametrize(

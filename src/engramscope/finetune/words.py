@@ -42,8 +42,9 @@ def warm_up(manifest: Mapping[str, Any]) -> str:
 
 
 def shorter_warm_up(steps: int) -> str:
-    """What to type for a training of so many steps; a tenth of them is a usual share."""
-    return f"--set warmup_steps={max(1, steps // 10)} warms up over a tenth of it."
+    """What to type for a training of so many steps; a tenth of them is a usual share, and of few steps none."""
+    wanted = steps // 10
+    return f"--set warmup_steps={wanted} " + ("warms up over a tenth of it." if wanted else "leaves the warm-up out.")
 
 
 def trained_parts(manifest: Mapping[str, Any]) -> str:
