@@ -22,7 +22,9 @@ _LABELS = {
 
 def label_words(label: str) -> str:
     """An editor's label as the literature writes it."""
-    return _LABELS.get(label.replace("-", "_"), label)
+    known = _LABELS.get(label.replace("-", "_"))
+    name, _, rest = label.partition("-")
+    return known or (f"{_LABELS[name]} {rest}" if name in _LABELS else label)
 
 
 def published_row(findings: Mapping[str, Any], label: str) -> Mapping[str, Any]:
