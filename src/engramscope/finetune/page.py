@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from engramscope.finetune.history import COLUMNS
 from engramscope.finetune.words import WARM_UP, sentences, warm_up
 from engramscope.report.small_page import embedded_file, render_page
-from engramscope.report.words import counted, number, seconds, whole
+from engramscope.report.words import number, seconds, whole
 from engramscope.results.atomic import atomic_file, write_text
 
 _TRAIN, _VALIDATION, _MARK = "#b8762a", "#2166ac", "#5d594f"
@@ -39,12 +39,11 @@ def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
     text = render_page(
         "engramscope.finetune",
         "report.html.j2",
-        manifest=manifest,
+        # what was foretold is said as what happened
+        manifest={**manifest, "notes": [note for note in manifest["notes"] if not (late and note.startswith(WARM_UP))]},
         name=Path(manifest["model"]["name"]).name,
         sentences=[sentence for sentence in sentences(manifest) if sentence != late],
         late=late,
-        # what was foretold is said as what happened
-        notes=[note for note in manifest["notes"] if not (late and note.startswith(WARM_UP))],
         figures=[
             {"title": FIGURES[name], "source": embedded_file(folder / "figures" / f"{name}.svg")} for name in drawn
         ],
@@ -52,7 +51,6 @@ def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
         settings=[(key, _plain(value)) for key, value in manifest["settings"].items()],
         columns=COLUMNS,
         whole=whole,
-        counted=counted,
     )
     path = folder / "report.html"
     write_text(path, text)

@@ -20,15 +20,20 @@
     return { ink: get("--ink"), soft: get("--soft"), rule: get("--rule"), hair: get("--hair"), card: get("--card"), paper: get("--paper"),
       cut: get("--cut"), hatch: get("--hatch"), sans: get("--sans"), scale: isDark ? night : light, lines: isDark ? linesNight : lines };
   }
+  // as in the text of the page: thousands set apart, a true minus sign
+  function grouped(text) {
+    const parts = text.split(".");
+    return [parts[0].replace(/\B(?=(\d{3})+$)/g, "\u202f")].concat(parts.slice(1)).join(".").replace("-", "−");
+  }
   function plain(x, digits) {
     if (x === null || x === undefined) { return "–"; }
     const size = Math.abs(x);
     const text = size !== 0 && (size < 1e-4 || size >= 1e6) ? x.toExponential(2) : String(Number(x.toPrecision(digits || 3)));
-    return text.replace("-", "−");
+    return text.includes("e") ? text.replace("-", "−") : grouped(text);
   }
   function value(x, v) {
     if (x === null) { return "–"; }
-    if (v.unit === "%") { const y = 100 * x; return (Math.abs(y) < 9.95 ? y.toFixed(1) : y.toFixed(0)).replace("-", "−") + " %"; }
+    if (v.unit === "%") { const y = 100 * x; return (Math.abs(y) < 9.95 ? y.toFixed(1) : y.toFixed(0)).replace("-", "−") + "\u202f%"; }
     return plain(x) + (v.unit ? " " + v.unit : "");
   }
   function hover(v, i, j, name) {
@@ -77,13 +82,13 @@
     const gap = columns * rows > 1500 ? 0 : 1;
     const left = Math.min(210, (panel.rowTitle === "Head" ? 40 : 14) + 6.6 * longest(labels));
     const traces = [{ type: "heatmap", x: x, y: y, z: z, text: text, hoverinfo: "text", zmin: -limit, zmax: limit, colorscale: t.scale, xgap: gap, ygap: gap,
-      hoverongaps: false, colorbar: { thickness: 9, outlinewidth: 0, len: 1, y: 0.5, ticks: "outside", ticklen: 3, tickcolor: t.rule, nticks: 5, ticksuffix: v.unit === "%" ? "%" : "",
+      hoverongaps: false, colorbar: { thickness: 9, outlinewidth: 0, len: 1, y: 0.5, ticks: "outside", ticklen: 3, tickcolor: t.rule, nticks: 5, ticksuffix: v.unit === "%" ? "\u202f%" : "",
         tickfont: { color: t.soft, size: 11 } } }];
     const cell = rows > 60 ? 9 : rows > 24 ? 16 : 26;
     const wanted = Math.max(width, left + 64 + (columns > 40 ? 9 : 14) * columns);
     const cellWidth = (wanted - left - 64) / columns;
     if (rows < 5) {
-      Object.assign(traces[0].colorbar, { tickmode: "array", tickvals: [-limit, 0, limit], ticktext: [-limit, 0, limit].map((x) => (v.unit === "%" ? Math.round(x) + "%" : plain(x, 2)).replace("-", "−")), ticksuffix: "" });
+      Object.assign(traces[0].colorbar, { tickmode: "array", tickvals: [-limit, 0, limit], ticktext: [-limit, 0, limit].map((x) => (v.unit === "%" ? Math.round(x) + "\u202f%" : plain(x, 2)).replace("-", "−")), ticksuffix: "" });
     }
     const hx = [], hy = [], cx = [], cy = [], ctext = [], dx = [], dy = [], dc = [];
     for (let i = 0; i < rows; i++) {
@@ -223,7 +228,7 @@
       rows.forEach(function (row) { row.hidden = !visible.has(row); });
       if (!pager) { return; }
       pager.hidden = !paged && !words;
-      pager.querySelector("span").textContent = found.length + (found.length === 1 ? " pair" : " pairs") + (paged ? ", page " + (page + 1) + " of " + (last + 1) : "");
+      pager.querySelector("span").textContent = grouped(String(found.length)) + (found.length === 1 ? " pair" : " pairs") + (paged ? ", page " + (page + 1) + " of " + (last + 1) : "");
       pager.querySelectorAll("button").forEach(function (button) {
         button.hidden = !paged;
         button.disabled = Number(button.dataset.step) < 0 ? page === 0 : page === last;
