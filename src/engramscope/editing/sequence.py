@@ -141,19 +141,24 @@ def run_sequence(
             _run_one(model, editor, plan, journals[label], Path(out) / _STATES / label, progress)
             ensure_unchanged(model, weights, hooks)
         rows = {label: [before | {"position": 0}, *journal.read()] for label, journal in journals.items()}
-        about = {
-            "kind": KIND, "model": model_facts(model), "settings": settings, "skipped": skipped, "seed": seed,
-            "stops": list(plan.stops), "batch": batch, "sample": sample, "texts": len(materials.texts),
-            "texts_from": materials.texts_from, "records_available": len(materials.records),
-            "records_notes": list(materials.records.notes), "versions": versions(), "machine": machine(),
-            "protocol": protocol_of(records, chosen, materials.references, data=materials.records.name,
-                                    data_sha256=materials.records.sha256),
-        }  # fmt: skip
+        about = _about(model, plan) | {"settings": settings, "skipped": skipped}
         findings = sequence_findings(rows, records, about, seed=seed)
         write_sequence_files(Path(out), findings)
     if progress:
         progress("editors", len(ready), len(ready))
     return Sequences(Path(out), findings)
+
+
+def _about(model: Model, plan: Plan) -> dict[str, Any]:
+    given = plan.materials
+    return {
+        "kind": KIND, "model": model_facts(model), "seed": plan.seed, "stops": list(plan.stops), "batch": plan.batch,
+        "sample": plan.sample, "texts": len(given.texts), "texts_from": given.texts_from,
+        "records_available": len(given.records), "records_notes": list(given.records.notes), "versions": versions(),
+        "machine": machine(),
+        "protocol": protocol_of(plan.records, plan.options, given.references, data=given.records.name,
+                                data_sha256=given.records.sha256),
+    }  # fmt: skip
 
 
 def _run_one(
