@@ -271,9 +271,14 @@ def test_examples_of_records_and_what_trials_are_drawn_from_them() -> None:
     assert words.decode(made[0].local[0].prompt) == "<s>The child called Bob plays with the"
     assert words.decode(made[0].local[0].target) == " ball"
     draw = np.random.default_rng(0)
-    trials = [made[0].drawn(3, draw) for _ in range(40)]
+    trials = [made[0].drawn(3, 0.0, draw) for _ in range(40)]
     assert {trial.scored[0] for trial in trials} == {made[0].edit, *made[0].others}
     assert {len(trial.local) for trial in trials} == {3}
+    mixed = [made[0].drawn(1, 0.5, draw) for _ in range(60)]
+    assert {trial.edit.target for trial in mixed} == {made[0].edit.target, made[1].edit.target}
+    assert all(trial.scored[0].target == trial.edit.target for trial in mixed)
+    assert {trial.edit.prompt for trial in mixed} == {made[0].edit.prompt}
+    assert {trial.scored[0].prompt for trial in mixed} == {made[0].edit.prompt, made[0].others[0].prompt}
     fixed = made[0].fixed(3)
     assert fixed.scored == (made[0].edit, made[0].others[0])
     assert fixed.local == (*made[0].local, made[0].local[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -31,18 +31,30 @@ class Example:
         others: other prompts with the same target: paraphrases, or the prompt without its beginning.
         local: texts that the edit is not about.
         group: examples of one group are never on both sides of a split: the subject, or the passage.
+        targets: other targets that would make an edit too: those of other records of the relation.
     """
 
     edit: Ask
     others: tuple[Ask, ...]
     local: tuple[Ask, ...]
     group: str
+    targets: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
-    def drawn(self, texts: int, draw: np.random.Generator) -> Trial:
-        """A trial for a training step: one of all prompts, and so many texts (again, where there are fewer)."""
+    def drawn(self, texts: int, mixed: float, draw: np.random.Generator) -> Trial:
+        """A trial for a training step.
+
+        Args:
+            texts: local texts (some again, where there are fewer).
+            mixed: how likely it is that the target is exchanged for another one.
+            draw: what chooses the prompt that is scored, the texts, and the target.
+        """
         prompts = (self.edit, *self.others)
         local = draw.choice(len(self.local), texts, replace=len(self.local) < texts)
-        return Trial(self.edit, (prompts[draw.integers(len(prompts))],), tuple(self.local[int(i)] for i in local))
+        edit, scored = self.edit, prompts[draw.integers(len(prompts))]
+        if self.targets and draw.random() < mixed:
+            target = self.targets[draw.integers(len(self.targets))]
+            edit, scored = replace(edit, target=target), replace(scored, target=target)
+        return Trial(edit, (scored,), tuple(self.local[int(i)] for i in local))
 
     def fixed(self, texts: int) -> Trial:
         """A trial for validation, always the same: the edited prompt and another one."""
@@ -68,15 +80,34 @@ def from_records(model: Model, records: Sequence[Record], locality: Locality, se
     facts = [record.fact for record in records]
     edits = encode(model, [fact.prompt for fact in facts], [fact.target for fact in facts])
     plain = encode(model, [fact.prompt for fact in facts], [fact.true or fact.target for fact in facts])
+    others = _each(model, [[(prompt, one.fact.target) for prompt in one.paraphrases] for one in records])
+    near = records if locality == "neighbourhood" else ()
+    probes = _each(model, [[(probe.prompt, probe.true) for probe in one.neighbourhood] for one in near])
+    pools = _targets(records, edits)
     examples = []
     for place, (record, edit) in enumerate(zip(records, edits, strict=True)):
-        others = encode(model, record.paraphrases, [record.fact.target] * len(record.paraphrases))
-        probes = record.neighbourhood if locality == "neighbourhood" else ()
-        local = encode(model, [probe.prompt for probe in probes], [probe.true for probe in probes])
+        local = probes[place] if probes else []
         if not local:
             local = [plain[other] for other in _unrelated(records, place, draw)]
-        examples.append(Example(edit, tuple(others), tuple(local), record.fact.subject))
+        targets = pools.get(record.relation, ())
+        examples.append(Example(edit, tuple(others[place]), tuple(local), record.fact.subject, targets))
     return examples
+
+
+def _each(model: Model, texts: Sequence[Sequence[tuple[str, str]]]) -> list[list[Ask]]:
+    """Lists of prompts with targets, encoded in one call."""
+    flat = [pair for some in texts for pair in some]
+    asks = iter(encode(model, [prompt for prompt, _ in flat], [target for _, target in flat]))
+    return [[next(asks) for _ in some] for some in texts]
+
+
+def _targets(records: Sequence[Record], edits: Sequence[Ask]) -> dict[str | None, tuple[tuple[int, ...], ...]]:
+    """All targets of a relation; records that name none have none to exchange theirs for."""
+    pools: dict[str | None, dict[tuple[int, ...], None]] = {}
+    for record, edit in zip(records, edits, strict=True):
+        if record.relation is not None:
+            pools.setdefault(record.relation, {})[edit.target] = None
+    return {relation: tuple(pool) for relation, pool in pools.items()}
 
 
 def _unrelated(records: Sequence[Record], place: int, draw: np.random.Generator) -> list[int]:

@@ -34,6 +34,8 @@ class TrainingSettings(BaseModel):
         clip: the gradient is scaled down to this norm.
         edit_weight, locality_weight: the loss is edit_weight · NLL + locality_weight · KL.
         texts: local texts for each edit and step.
+        mixed: how often the target of a record is exchanged for that of another record of its relation. This makes many
+            edits of few records; the released trainings have nothing like it.
         locality: from records, their neighbourhood prompts, or prompts about something else.
         tokens: of the target, where an editor is trained on text.
         continuation: the target on text: drawn from the model, or a piece of another passage.
@@ -58,6 +60,7 @@ class TrainingSettings(BaseModel):
     edit_weight: Annotated[float, Field(ge=0)] = 1.0
     locality_weight: Annotated[float, Field(ge=0)] = 1.0
     texts: Annotated[int, Field(ge=1)] = 1
+    mixed: Annotated[float, Field(ge=0, le=1)] = 0.5
     locality: Locality = "neighbourhood"
     tokens: Annotated[int, Field(ge=1)] = 1
     continuation: Continuation = "model"

@@ -158,7 +158,7 @@ class Training:
         draw = np.random.default_rng([settings.seed, 4, course.step])
         for part in range(settings.accumulate):
             chosen = self._chosen(course.step * settings.accumulate + part)
-            trials = [example.drawn(settings.texts, draw) for example in chosen]
+            trials = [example.drawn(settings.texts, settings.mixed, draw) for example in chosen]
             found = outcome(self.model, self.maps, self.network, trials, learning=True)
             loss = found.loss(settings.edit_weight, settings.locality_weight) / settings.accumulate
             loss.backward()
