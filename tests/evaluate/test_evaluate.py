@@ -206,3 +206,21 @@ def test_an_edit_beside_half_precision_is_seen_with_and_without_a_cache() -> Non
     assert found.before.texts != found.after.texts
     assert not found.after.collapsed
     assert found.before == evaluate_record(model, RECORD, options=SHORT)
+
+
+def test_two_records_draw_numbers_of_their_own() -> None:
+    model = shared_model("gpt2")
+    twin = replace(RECORD, id="twin")
+    one, other = evaluate_records(model, [RECORD, twin], options=SHORT)
+    assert all(first != second for first, second in zip(one.texts, other.texts, strict=True))
+    assert len({text[len("Anna says") :] for text in (*one.texts, *other.texts)}) == 6
+
+
+def test_essence_reads_the_first_hundred_tokens_of_all_texts_in_a_row() -> None:
+    model = shared_model("gpt2")
+    texts = ("Anna likes the ball",) * 40
+    references = References.from_texts({}, {"Anna": texts})
+    found = evaluate_record(model, RECORD, options=SHORT, references=references).values["essence"]
+    whole = perplexity_of(model, [" ".join(texts)])
+    assert whole.tokens > 120
+    assert found == perplexity_of(model, [" ".join(texts)], first=100).value != whole.value

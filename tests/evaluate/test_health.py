@@ -74,7 +74,7 @@ def test_a_collapsed_model_has_an_infinite_perplexity() -> None:
     model = tiny_with_tokenizer("gpt2")
     with logits_of_a_model(model, lambda logits: logits * nan):
         found = perplexity_of(model, TEXTS)
-    assert found.value == inf
+    assert (found.value, found.nll) == (inf, inf)
     assert found.collapsed
     assert Perplexity(1e6, 10, 1).value == inf
     assert not Perplexity(1e6, 10, 1).collapsed

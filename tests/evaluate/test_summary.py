@@ -218,6 +218,10 @@ def test_cases_that_one_editor_lacks_are_left_out_and_counted() -> None:
     found = differences(results, "EM", resamples=200)[0]
     assert (found.n, found.left_out) == (3, 1)
     assert found.difference == pytest.approx(-100 / 3)
+    results = {"a": cases(NKL=[1.0, 2.0, inf, 4.0]), "b": cases(NKL=[1.5, 2.0, 3.5, 4.0])}
+    found = differences(results, "NKL", resamples=200)[0]
+    assert (found.n, found.left_out) == (3, 1)
+    assert found.difference == pytest.approx(-0.5 / 3)
 
 
 def test_wrong_names_are_refused() -> None:

@@ -50,6 +50,7 @@ def test_resampled_means_equal_a_loop() -> None:
     values = rng.normal(size=(20, 3))
     values[rng.random((20, 3)) < 0.3] = np.nan
     clusters = rng.integers(0, 6, 20)
+    values[clusters == 2, 1] = np.nan
     found = resampled_means(values, clusters, rng=np.random.default_rng(4), resamples=700)
     again = np.random.default_rng(4)
     drawn = np.concatenate([again.integers(0, 6, size=(512, 6)), again.integers(0, 6, size=(188, 6))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import exp, isnan, nan
+from math import exp, isnan
 
 from engramscope.edit.tokens import encode, encoder_of, spaced
 from engramscope.evaluate.readings import NO_TOKEN, Readings
@@ -70,8 +70,8 @@ def score_answers(
         steps = [(ask.prompt + ask.target[:place], token) for place, token in enumerate(ask.target)]
         nll = -sum(readings.log_prob(before, token) for before, token in steps) / len(steps)
         right = sum(readings.best(before) == token for before, token in steps)
-        # a sum over NaN is NaN, whichever token it was; "-0.0" would look odd in a table
-        scores.append(AnswerScore(nan if isnan(nll) else nll + 0.0, len(steps), 0 if isnan(nll) else right))
+        # NaN if one of the tokens is; + 0.0 because "-0.0" would look odd in a table
+        scores.append(AnswerScore(nll + 0.0, len(steps), right))
     return scores
 
 

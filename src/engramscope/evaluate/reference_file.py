@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Collection, Iterator
 from hashlib import sha256
@@ -83,8 +84,6 @@ class _Text:
     """The text of a file, as much of it as is needed."""
 
     def __init__(self, handle: IO[bytes], digest: _Hash) -> None:
-        import codecs
-
         self._handle, self._digest = handle, digest
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._text, self._start, self._ended = "", 0, False
@@ -104,7 +103,7 @@ class _Text:
         self._start += count
 
     def value(self, decoder: json.JSONDecoder) -> Any:
-        """The JSON value that begins here."""
+        """The JSON object that begins here; other values are not told from their beginnings."""
         size = _CHUNK
         while True:
             try:
@@ -115,8 +114,6 @@ class _Text:
                     raise
                 size *= 2
                 continue
-            if end == len(self._text) and self._more(_CHUNK):
-                continue  # a number may go on
             self._start = end
             return value
 

@@ -186,8 +186,7 @@ def _of_editor(
     table = np.array([[case.get(name, np.nan) for name in columns] for case in values.values()])
     lost = {case.record: set(case.collapsed) for case in cases}
     labels = np.array([record if clusters is None else clusters[record] for record in values])
-    finite = np.where(np.isinf(table), np.nan, table)
-    sampled = resampled_means(finite, labels, rng=np.random.default_rng(seed), resamples=resamples)
+    sampled = resampled_means(table, labels, rng=np.random.default_rng(seed), resamples=resamples)
     found = []
     for name in chosen:
         parts = [columns.index(part) for part in HARMONIC.get(name, (name,)) if part in columns]
