@@ -50,5 +50,6 @@ class Ke(TrainedEditor):
             return {}
         return {
             "hidden": 512, "z": 768, "inner": 512, "learning_rate": 1e-5, "decay": False, "batch": 1, "accumulate": 10,
-            "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "steps": 50_000, "validate_every": 500, "patience": 4,
+            "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "steps": 50_000,
+            "validate_every": 500, "patience": 4,
         }  # fmt: skip
