@@ -118,7 +118,7 @@ def keys_of(model: Model, module: torch.nn.Module, fact: Fact, prefixes: list[st
 def second_moment(model: Model, module: torch.nn.Module, texts: list[str], tokens: int, context: int) -> Tensor:
     """One text at a time, one token at a time."""
     seen: list[Tensor] = []
-    for text in texts:
+    for text in [text for text in texts if token_ids(model, text)]:
         handle = module.register_forward_pre_hook(lambda _, args: seen.extend(args[0].reshape(-1, args[0].shape[-1])))
         with torch.no_grad():
             model.hf(input_ids=torch.tensor([token_ids(model, text)[:context]]), use_cache=False)

@@ -20,8 +20,11 @@ from engramscope.errors import InputError
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
 
-#: found by trying, docs/editing.md
-_BUNDLED: Mapping[str, Mapping[str, Any]] = {}
+#: found by trying on training records; these models look facts up at the last token (see `rank_one.BUNDLED`)
+_FOUND: Mapping[str, Any] = {
+    "layers": (0,), "token": "last", "null_share": 0.05, "penalty": 1.0, "clamp": 4.0, "steps": 30, "stop": 0.02,
+}  # fmt: skip
+_BUNDLED: Mapping[str, Mapping[str, Any]] = {"mini": _FOUND, "mini-llama": _FOUND}
 
 
 class AlphaEditOptions(SpreadOptions):

@@ -23,8 +23,11 @@ _PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
     GPT2_XL: {"weight": 20_000.0},
     GPTJ: {"weight": 15_000.0, "steps": 25},
 }
-#: found by trying, docs/editing.md
-_BUNDLED: Mapping[str, Mapping[str, Any]] = {}
+#: found by trying on training records; these models look facts up at the last token (see `rank_one.BUNDLED`)
+_FOUND: Mapping[str, Any] = {
+    "layers": (0,), "token": "last", "weight": 20.0, "clamp": 4.0, "steps": 30, "stop": 0.02,
+}  # fmt: skip
+_BUNDLED: Mapping[str, Mapping[str, Any]] = {"mini": _FOUND, "mini-llama": _FOUND}
 
 
 class MemitOptions(SpreadOptions):
