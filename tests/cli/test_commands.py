@@ -24,8 +24,8 @@ COMMANDS = sorted(command.name or command.callback.__name__ for command in app.r
 def test_the_commands_of_the_contract_are_there() -> None:
     assert COMMANDS == [
         "check", "clap", "compare", "demo", "edit", "edit-sequence", "editors", "evaluate", "finetune", "heads",
-        "locate", "locate-edit", "model", "new", "practices", "questions", "report", "reproduce", "run", "table4", "tasks",
-        "train-editor",
+        "locate", "locate-edit", "model", "new", "practices", "questions", "report", "reproduce", "run", "table4",
+        "tasks", "train-editor",
     ]  # fmt: skip
 
 
