@@ -121,7 +121,13 @@ def test_tokens_without_a_gradient_add_nothing_and_matrices_of_one_shape_share_a
     network.observe(pairs)
     assert float(network.editors["4x6"].x.count) == 6  # type: ignore[union-attr]
     shake(network)
-    changes = network(pairs, condition_of(shared_model("gpt2"), ASKS[:1]))
+    condition = condition_of(shared_model("gpt2"), ASKS[:1])
+    changes = network(pairs, condition)
+    with torch.no_grad():
+        # of the two matrices of 4 by 6, the second one's
+        network.editors["4x6"].layers[0].shift[1] += 1  # type: ignore[index, union-attr]
+    moved = network(pairs, condition)
+    assert [torch.equal(one.left, other.left) for one, other in zip(changes, moved, strict=True)] == [True, True, False]
     for change in changes:
         assert not change.left[0, 3:].any()
         assert not change.right[0, 3:].any()

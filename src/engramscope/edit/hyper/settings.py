@@ -53,13 +53,13 @@ class TrainingSettings(BaseModel):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     alpha_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     decay: bool = True
-    steps: Annotated[int, Field(ge=1)] = 1000
+    steps: Annotated[int, Field(ge=1)] = 400
     batch: Annotated[int, Field(ge=1)] = 8
     accumulate: Annotated[int, Field(ge=1)] = 1
     clip: Annotated[float, Field(gt=0)] = 100.0
     edit_weight: Annotated[float, Field(ge=0)] = 1.0
     locality_weight: Annotated[float, Field(ge=0)] = 1.0
-    texts: Annotated[int, Field(ge=1)] = 1
+    texts: Annotated[int, Field(ge=1)] = 2
     mixed: Annotated[float, Field(ge=0, le=1)] = 0.5
     locality: Locality = "neighbourhood"
     tokens: Annotated[int, Field(ge=1)] = 1
@@ -67,7 +67,7 @@ class TrainingSettings(BaseModel):
     longest: Annotated[int, Field(ge=4)] = 64
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     validation_most: Annotated[int, Field(ge=1)] = 48
-    validate_every: Annotated[int, Field(ge=1)] = 100
+    validate_every: Annotated[int, Field(ge=1)] = 50
     patience: Annotated[int, Field(ge=1)] = 5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
