@@ -132,6 +132,7 @@ def test_the_solver_solves_and_knows_its_condition() -> None:
     generator = torch.Generator().manual_seed(1)
     basis, _ = torch.linalg.qr(torch.randn(30, 30, generator=generator, dtype=torch.float64))
     matrix = basis @ torch.diag(torch.logspace(0, -5, 30, dtype=torch.float64)) @ basis.T
+    kept = matrix.clone()
     solver = Solver(matrix, 0.0)
     right = torch.randn(2, 30, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(solver.solve(right) @ matrix, right, rtol=1e-8, atol=1e-8)
@@ -140,6 +141,7 @@ def test_the_solver_solves_and_knows_its_condition() -> None:
     shifted = Solver(matrix, 0.5).solve(right)
     added = 0.5 * matrix.diagonal().mean() * torch.eye(30, dtype=torch.float64)
     torch.testing.assert_close(shifted @ (matrix + added), right)
+    assert torch.equal(matrix, kept)
     flat = torch.zeros(3, 3)
     with pytest.raises(InputError, match="singular"):
         Solver(flat, 0.0)

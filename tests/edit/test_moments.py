@@ -15,7 +15,7 @@ import torch
 from engramscope.edit.catalogue import make_editor
 from engramscope.edit.delta import outer
 from engramscope.edit.edit import Edit, fingerprint, identity
-from engramscope.edit.matrices import down_projection
+from engramscope.edit.matrices import down_projection, linear_map
 from engramscope.edit.moment_store import MomentStore, cache_folder, given_moment, read_moment
 from engramscope.edit.moments import context_of, description, second_moments, upstream
 from engramscope.edit.texts import Texts, bundled_texts, default_texts, given_texts, read_texts, wikipedia
@@ -174,8 +174,8 @@ def test_the_key_holds_everything_it_depends_on() -> None:
     assert description(half, 1, texts, 100, 40)["dtype"] == "bfloat16"
 
 
-def small_edit(model: Model, layer: int) -> Edit:
-    linear = down_projection(model, layer)
+def small_edit(model: Model, layer: int, path: str | None = None) -> Edit:
+    linear = linear_map(model, path) if path else down_projection(model, layer)
     delta = outer(linear, torch.ones(linear.n_in), torch.ones(linear.n_out))
     before = {linear.name: fingerprint(linear.weight)}
     return Edit("test", {linear.name: delta}, (FACT,), {}, 0, identity(model), before)
@@ -184,12 +184,13 @@ def small_edit(model: Model, layer: int) -> Edit:
 def test_edits_of_layers_below_count_and_others_do_not(tmp_path: Path) -> None:
     model, texts = tiny_with_tokenizer("gpt2"), given_texts(TEXTS)
     plain = second_moments(model, [1], texts, store(tmp_path), tokens=100)[1]
-    for layer, matters in ((0, True), (1, False), (2, False)):
+    up, after = "transformer.h.1.mlp.c_fc", "transformer.h.2.mlp.c_fc"
+    for layer, path, matters in ((0, None, True), (1, up, True), (1, None, False), (2, after, False)):
         clean = upstream(model, 1)
-        with small_edit(model, layer).applied(model):
+        with small_edit(model, layer, path).applied(model):
             assert (upstream(model, 1) != clean) == matters
             edited = second_moments(model, [1], texts, store(tmp_path), tokens=100)[1]
-            fresh = second_moments(model, [1], texts, MomentStore(tmp_path / f"fresh{layer}"), tokens=100)[1]
+            fresh = second_moments(model, [1], texts, MomentStore(tmp_path / f"fresh{layer}{path}"), tokens=100)[1]
         assert torch.equal(edited.matrix, fresh.matrix)
         assert torch.equal(edited.matrix, plain.matrix) != matters
         assert upstream(model, 1) == clean

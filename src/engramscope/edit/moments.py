@@ -173,16 +173,15 @@ class _Pass:
         if not self.tokens:
             raise InputError(f"{self.texts.name}: no token in it, so no second moment can be measured.")
 
-    def moments(self, said: Mapping[int, Mapping[str, Any]]) -> list[SecondMoment]:
-        found = []
-        for layer, total in zip(self.layers, self.sums, strict=True):
-            matrix = (total / self.tokens).cpu()
+    def moments(self, said: Mapping[int, Mapping[str, Any]]) -> Iterator[SecondMoment]:
+        """One layer after the other; its sum is used up."""
+        for layer in self.layers:
+            matrix = self.sums.pop(0).div_(self.tokens).cpu()
             if not bool(torch.isfinite(matrix).all()):
                 raise InputError(
                     f"Second moment of layer {layer}: values that are not finite came up; load the model in float32."
                 )
-            found.append(SecondMoment(matrix, self.tokens, said[layer]))
-        return found
+            yield SecondMoment(matrix, self.tokens, said[layer])
 
     def _tell(self) -> None:
         if self.progress:

@@ -11,6 +11,7 @@ from engramscope.errors import InputError
 
 #: share of the mean of the diagonal that is added to it
 EPS = 1e-6
+_ROWS = 512
 
 
 class Solver:
@@ -33,10 +34,13 @@ class Solver:
     def __init__(self, matrix: Float[Tensor, "n n"], eps: float = EPS, device: torch.device | None = None) -> None:
         self.eps = eps
         where = torch.device("cpu") if device is None or device.type == "mps" else device
-        regular = matrix.to(where, torch.float64, copy=True)
-        regular.diagonal().add_(eps * float(regular.diagonal().mean()))
-        norm = float(regular.abs().sum(0).amax())
+        regular = matrix.to(where, torch.float64)
+        kept = regular.diagonal().clone()
+        # in place and taken back, because a copy of a wide layer's matrix is gigabytes
+        regular.diagonal().add_(eps * float(kept.mean()))
+        norm = max(float(rows.abs().sum(1).amax()) for rows in regular.split(_ROWS))
         self._factor, info = torch.linalg.cholesky_ex(regular)
+        regular.diagonal().copy_(kept)
         if int(info):
             raise InputError(
                 f"The second moment of {len(matrix)} neurons is singular, so nothing can be solved with it: measure it "
