@@ -153,6 +153,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     healed = second_moments(model, [1], texts.source(), store(tmp_path), tokens=100)
     assert torch.equal(first[1].matrix, healed[1].matrix)
     assert torch.equal(read_moment(file).matrix, first[1].matrix)
+    # a file under a name that is not its own is not believed
+    (other,) = (tmp_path / "second_moments").glob("layer0-*")
+    file.write_bytes(other.read_bytes())
+    again = second_moments(model, [1], texts.source(), store(tmp_path), tokens=100)
+    assert torch.equal(first[1].matrix, again[1].matrix)
 
 
 def test_the_key_holds_everything_it_depends_on() -> None:

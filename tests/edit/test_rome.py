@@ -149,6 +149,21 @@ def test_edits_of_several_facts_lie_one_on_the_other(given: dict[str, Any]) -> N
     assert not torch.allclose(alone.deltas[name].dense(), second.deltas[name].dense())
 
 
+def test_an_editor_that_is_used_again_forgets_what_no_longer_holds(given: dict[str, Any]) -> None:
+    first, second = tiny_with_tokenizer("gpt2"), tiny_with_tokenizer("gpt2", seed=1)
+    editor = make_editor("rome", given)
+    below = make_editor("rome", {**given, "layer": 0}).compute(first, OTHER)
+    editor.compute(first, FACT)
+    (name,) = editor.compute(second, FACT).deltas
+    for model, edits in ((second, []), (first, [below]), (first, [])):
+        for edit in edits:
+            edit.apply(model)
+        again, fresh = (one.compute(model, FACT).deltas[name].dense() for one in (editor, make_editor("rome", given)))
+        assert torch.equal(again, fresh)
+        for edit in edits:
+            edit.revert(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_the_edit_is_float32_and_is_felt(dtype: torch.dtype, given: dict[str, Any]) -> None:
     words = tokenizer()

@@ -203,3 +203,17 @@ def test_what_a_model_says_is_told() -> None:
         best = [int(logs[place].argmax()) for place in places]
         assert one.most_probable == model.tokenizer.decode(best)
         assert one.stated == (tuple(best) == ask.target)
+    first = int(model.logits(torch.tensor([asks[0].prompt]))[0, -1].argmax())
+    second = int(model.logits(torch.tensor([[*asks[0].prompt, first]]))[0, -1].argmax())
+    right, half, wrong = (replace(asks[0], target=target) for target in ((first, second), (first, second ^ 1), (3, 4)))
+    assert [one.stated for one in stated(model, [right, half, wrong])] == [True, False, False]
+
+
+def test_progress_is_told_step_by_step() -> None:
+    model = shared_model("gpt2")
+    told: list[tuple[int, int]] = []
+    optimise_values(
+        model, mlp(model), 1, wanted_for(model, FACT, OTHER), ValueSettings(steps=3), tokens=1,
+        progress=lambda _what, done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(0, 6), (1, 6), (2, 6), (3, 6), (3, 6), (4, 6), (5, 6), (6, 6)]

@@ -20,7 +20,7 @@ from engramscope.records.fact import Fact
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Keys of facts.
+    """Keys of facts, on the CPU.
 
     Attributes:
         plain: of the prompt as it stands [facts, n_in].
@@ -87,7 +87,8 @@ def subject_keys(
     """
     flat = [ask for prompts in asks for ask in prompts]
     (found,) = at_subjects(model, flat, [input_of(linear)])
-    each = found.view(len(asks), len(weights), -1)
+    # on the CPU: what follows is in float64, which not every device knows, and keys are small
+    each = found.cpu().view(len(asks), len(weights), -1)
     if not bool(torch.isfinite(each).all()):
         raise InputError(f"{linear.path} is given values that are not finite; the model is damaged or overflows.")
     share = torch.tensor(weights, dtype=each.dtype, device=each.device)

@@ -72,7 +72,8 @@ def second_moments(
     paper says 100,000 vectors; the number of tokens is said outright here.
     """
     budget, cut = budget_of(model, layers, tokens), context_of(model, context)
-    said = {layer: description(model, layer, texts, budget, cut) for layer in layers}
+    known_hash = identity(model)["hash"]
+    said = {layer: description(model, layer, texts, budget, cut, known_hash) for layer in layers}
     found = {layer: known for layer in layers if (known := store.read(said[layer])) is not None}
     missing = [layer for layer in said if layer not in found]
     if missing:
@@ -103,16 +104,27 @@ def budget_of(model: Model, layers: Sequence[int], given: int | None) -> int:
     return given or PER_NEURON * max(down_projection(model, layer).n_in for layer in layers)
 
 
-def description(model: Model, layer: int, texts: Texts, tokens: int, context: int) -> dict[str, Any]:
-    """Everything that a second moment depends on, as plain data."""
+def description(
+    model: Model, layer: int, texts: Texts, tokens: int, context: int, known_hash: str | None = None
+) -> dict[str, Any]:
+    """Everything that a second moment depends on, as plain data.
+
+    Args:
+        model: the model.
+        layer: the layer.
+        texts: what is read.
+        tokens: how many of its tokens.
+        context: after how many a document is cut.
+        known_hash: of the unedited model, where it is known already; a model in memory is hashed anew every time.
+    """
     return {
-        "routine": ROUTINE, **upstream(model, layer), "config": _config_hash(model), "layer": layer,
+        "routine": ROUTINE, **upstream(model, layer, known_hash), "config": _config_hash(model), "layer": layer,
         "module": down_projection(model, layer).path, "dtype": str(model.dtype).removeprefix("torch."),
         "tokenizer": _tokenizer_hash(model), "texts": texts.identity, "tokens": tokens, "context": context,
     }  # fmt: skip
 
 
-def upstream(model: Model, layer: int) -> dict[str, Any]:
+def upstream(model: Model, layer: int, known_hash: str | None = None) -> dict[str, Any]:
     """The state of everything that keys of a layer depend on: the model, and those of its edits that come before.
 
     An edit of the layer's own down projection, or of a later block, does not change what the layer's MLP is given.
@@ -120,12 +132,12 @@ def upstream(model: Model, layer: int) -> dict[str, Any]:
     own = down_projection(model, layer).path
     later = tuple(f"{path}." for path in (own, *model.anatomy.blocks[layer + 1 :]))
     before = [
-        (name, fingerprint_of(delta))
+        [name, fingerprint_of(delta)]
         for deltas in deltas_in(model.hf)
         for name, delta in deltas.items()
         if not name.startswith(later)
     ]
-    return {"model": identity(model)["hash"], "edits": [list(entry) for entry in before]}
+    return {"model": known_hash or identity(model)["hash"], "edits": before}
 
 
 @dataclass

@@ -206,7 +206,8 @@ def _entry(
     fact: Fact, linear: LinearMap, deltas: Mapping[str, Delta], value: Found, ratio: float, before: Stated,
     after: Stated,
 ) -> dict[str, Any]:  # fmt: skip
-    size = float(torch.linalg.vector_norm(linear.weight.detach(), dtype=torch.float64))
+    wider = torch.promote_types(linear.weight.dtype, torch.float32)
+    size = float(torch.linalg.vector_norm(linear.weight.detach(), dtype=wider))
     return {
         "id": fact.id, "prompt": fact.prompt, "subject": fact.subject, "target": fact.target,
         **value.said(), "key_ratio": ratio, "relative_change": deltas[linear.name].norm() / size,

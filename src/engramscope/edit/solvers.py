@@ -134,7 +134,8 @@ class Known:
     def _descriptions(self, model: Model, layers: Sequence[int], options: MomentOptions) -> dict[int, dict[str, Any]]:
         texts = _ANY if options.moments is not None else self._source(model, options)
         budget, context = budget_of(model, layers, options.tokens), context_of(model, options.context)
-        return {layer: description(model, layer, texts, budget, context) for layer in layers}
+        known = identity(model)["hash"]
+        return {layer: description(model, layer, texts, budget, context, known) for layer in layers}
 
     def _source(self, model: Model, options: MomentOptions) -> Texts:
         key = model.source, options.texts

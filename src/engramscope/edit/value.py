@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,23 +107,24 @@ def optimise_values(
         wanted: the facts.
         settings: of the optimisation.
         tokens: padded tokens of a batch, at most, unless one fact alone has more.
-        progress: called with (what, done, total), in facts.
+        progress: called with (what, done, total), in steps.
 
     Source: Meng et al. 2022, ROME, equation 4, with the normalisation of the released code (rome/compute_v.py); the
     decay there is |δ|/|v0|², and the divergence is read at the subject's last token.
     """
     found: list[Found | None] = [None] * len(wanted)
-    done = 0
+    groups = _grouped(wanted, tokens)
     with frozen(model.hf):
-        for chosen in _grouped(wanted, tokens):
-            if progress:
-                progress("values", done, len(wanted))
-            done += len(chosen)
-            part = _optimise(model, port, layer, [wanted[index] for index in chosen], settings)
+        for number, chosen in enumerate(groups):
+
+            def tell(step: int, before: int = number * settings.steps) -> None:
+                if progress:
+                    progress("steps to the new values", before + step, len(groups) * settings.steps)
+
+            part = _optimise(model, port, layer, [wanted[index] for index in chosen], settings, tell)
             for index, one in zip(chosen, part, strict=True):
                 found[index] = one
-    if progress:
-        progress("values", done, len(wanted))
+            tell(settings.steps)
     return [one for one in found if one is not None]
 
 
@@ -157,13 +158,17 @@ def _grouped(wanted: Sequence[Wanted], tokens: int) -> list[list[int]]:
     return groups
 
 
-def _optimise(model: Model, port: Port, layer: int, wanted: Sequence[Wanted], settings: ValueSettings) -> list[Found]:
+def _optimise(
+    model: Model, port: Port, layer: int, wanted: Sequence[Wanted], settings: ValueSettings,
+    tell: Callable[[int], None],
+) -> list[Found]:  # fmt: skip
     batch, found = _prepared(model, port, layer, wanted)
     sizes = [float(one.start.norm()) for one in found]
     deltas = [torch.zeros_like(one.start, requires_grad=True) for one in found]
     steppers = [torch.optim.Adam([delta], lr=settings.lr) for delta in deltas]
     active = list(range(len(wanted)))
     for step in range(settings.steps):
+        tell(step)
         total, terms = _losses(model, port, layer, batch, deltas, sizes, settings)
         for index in active:
             one = found[index]
