@@ -86,11 +86,15 @@ def value_loss(
 def optimised(
     model: Model, module: torch.nn.Module, fact: Fact, prefixes: list[str], *, steps: int = 20, lr: float = 0.5,
     clamp: float = 4.0, kl: float = 0.0625, decay: float = 0.5, stop: float = 0.05,
+    at_the_end: bool = False,
 ) -> tuple[Tensor, list[float]]:  # fmt: skip
-    """(delta, losses)."""
+    """(delta, losses); at the subject's last token, or at the end of the prompt."""
     rows = rows_of_fact(model, fact, prefixes)
     text = f"{fact.subject} is a"
     essence = token_ids(model, text), last_token_of(model, text, 0, len(fact.subject))
+    if at_the_end:
+        rows = [(prompt, target, len(prompt) - 1) for prompt, target, _ in rows]
+        essence = essence[0], len(essence[0]) - 1
     start = run(model, module, rows[0][0], rows[0][2], None)["value"].detach()
     size = float(start.norm())
     delta = torch.zeros_like(start, requires_grad=True)

@@ -238,6 +238,16 @@ def test_the_last_token_of_the_prompt_may_be_edited_instead(given: dict[str, Any
     torch.testing.assert_close(side / side.norm(), (key / key.norm()) * torch.sign(side @ key), rtol=1e-4, atol=1e-5)
 
 
+def test_at_the_end_of_the_prompt_the_divergence_is_read_at_the_end_too(given: dict[str, Any]) -> None:
+    model = in_float64("gpt2")
+    alike = {"steps": 6, "kl": 5.0, "clamp": 20.0}
+    edit = make_editor("rome", {**given, **alike, "token": "last", "mom2": False}).compute(model, OTHER)
+    module = down_projection(model, 1).module
+    for at_the_end, same in ((True, True), (False, False)):
+        losses = plain_rome.optimised(model, module, OTHER, list(edit.prefixes), at_the_end=at_the_end, **alike)[1]
+        assert (edit.diagnostics["facts"][0]["losses"] == pytest.approx(losses, rel=1e-6)) == same
+
+
 def test_bad_options_and_models_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="no layer 9"):
         make_editor("rome", {**given, "layer": 9}).compute(shared_model("gpt2"), FACT)
