@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engramscope.edit.delta import Dense, LowRank, outer, total
 from engramscope.edit.edit import Edit, combined, fingerprint, identity
 from engramscope.edit.matrices import down_projection, linear_map
 from engramscope.edit.storage import export, load_edit
-from engramscope.errors import InputError, SiteError
+from engramscope.errors import InputError, ResultsError, SiteError
 from engramscope.models.model import Model
 from engramscope.models.weights import weight_tensors
 from tests.edit.small import EDITABLE, FACT, OTHER, shared_model, tiny_with_tokenizer
@@ -179,17 +180,34 @@ def test_saved_and_loaded(tmp_path: Path, dense: bool) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_an_exported_checkpoint_is_the_edited_model(tmp_path: Path, family: str) -> None:
+def test_an_exported_checkpoint_is_the_edited_model(
+    tmp_path: Path, family: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = shared_model(family)
     edit = random_edit(model)
     with edit.applied(model):
         wanted = model.logits(TOKENS)
     assert edit.export(model, tmp_path / "out") == pytest.approx(1.0, abs=1e-6)
+    # no bar of the library that writes it
+    assert capfd.readouterr() == ("", "")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(again(TOKENS).logits.detach(), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(model.logits(TOKENS), wanted)
     half = Model.from_parts(tiny_hf(family, vocab_size=model.anatomy.vocab).bfloat16(), name="half", check=False)
     assert export(random_edit(half, scale=1e-4), half, tmp_path / "half") < 0.9
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_with_tokenizer("gpt2")
+
+    def full(folder: str, **more: Any) -> None:
+        (Path(folder) / "config.json").write_text("{}")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model.hf, "save_pretrained", full)
+    with pytest.raises(ResultsError, match="the disk is full"):
+        random_edit(model).export(model, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_sums_and_norms_of_deltas_are_those_of_the_matrices() -> None:

@@ -16,13 +16,13 @@ from engramscope.edit.catalogue import make_editor
 from engramscope.edit.delta import outer
 from engramscope.edit.edit import Edit, fingerprint, identity
 from engramscope.edit.matrices import down_projection, linear_map
-from engramscope.edit.moment_store import MomentStore, cache_folder, given_moment, read_moment
+from engramscope.edit.moment_store import MomentStore, given_moment, read_moment
 from engramscope.edit.moments import context_of, description, second_moments, upstream
 from engramscope.edit.texts import Texts, bundled_texts, default_texts, given_texts, read_texts, wikipedia
 from engramscope.errors import InputError, ResultsError
 from engramscope.models.model import Model
 from tests.edit import plain_rome
-from tests.edit.small import EDITABLE, FACT, shared_model, tiny_with_tokenizer
+from tests.edit.small import EDITABLE, FACT, OTHER, shared_model, tiny_with_tokenizer
 from tests.edit.test_rome import TEXTS
 from tests.tiny_models import tiny_hf
 from tests.tiny_study import tokenizer
@@ -214,6 +214,41 @@ def test_a_model_that_was_trained_after_an_edit_is_another_one() -> None:
         assert identity(model)["hash"] == trained
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_second_moments_of_the_model_without_the_edits_that_are_in_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    words = tokenizer()
+    hf = tiny_hf("gpt2", vocab_size=len(words)).to(dtype)
+    model, texts = Model.from_parts(hf, words, name="tiny", check=False), given_texts(TEXTS)
+    plain = second_moments(model, [2], texts, store(tmp_path / "a"), tokens=100)[2]
+    first, second = small_edit(model, 0), small_edit(model, 1)
+    with first.applied(model), second.applied(model):
+        logits = model.logits(torch.arange(6)[None])
+        other = second_moments(model, [2], texts, store(tmp_path / "b"), tokens=100)[2]
+        same = second_moments(model, [2], texts, store(tmp_path / "c"), tokens=100, edited=False)[2]
+        # what was measured without edits is found again, under the same name
+        known = second_moments(model, [2], texts, store(tmp_path / "a"), tokens=100, edited=False)[2]
+        assert torch.equal(model.logits(torch.arange(6)[None]), logits)
+    assert torch.equal(same.matrix, plain.matrix)
+    assert same.said == known.said == plain.said
+    assert not torch.allclose(other.matrix, plain.matrix)
+    assert not any(module._forward_hooks for module in model.hf.modules())
+
+
+def test_a_chain_of_edits_measures_second_moments_once_unless_asked(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
+    options = {"layers": [0, 1], "texts": tmp_path / "texts.txt", "cache": tmp_path, "tokens": 200, "steps": 2}
+    counts = {}
+    for edited in (False, True):
+        model = tiny_with_tokenizer("gpt2")
+        editor = make_editor("memit", {**options, "edited": edited})
+        first = editor.compute(model, FACT)
+        with first.applied(model):
+            editor.compute(model, OTHER)
+        counts[edited] = len(list((tmp_path / "second_moments").glob("layer*.safetensors")))
+    # layer 0 lies before every change, layer 1 does not
+    assert counts == {False: 2, True: 3}
+
+
 def test_a_second_moment_of_another_model_or_layer_is_refused(tmp_path: Path) -> None:
     model, texts = tiny_with_tokenizer("gpt2"), given_texts(TEXTS)
     second_moments(model, [0, 1], texts, store(tmp_path), tokens=100)
@@ -258,13 +293,7 @@ def test_texts_without_tokens_and_folders_that_cannot_be_written_are_said(tmp_pa
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENGRAMSCOPE_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
     assert MomentStore.at(None).folder == tmp_path / "own" / "second_moments"
-    monkeypatch.delenv("ENGRAMSCOPE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "engramscope"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "engramscope"
 
 
 def test_texts_of_files(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engramscope.editing.inputs import facts_file
 from engramscope.errors import ResultsError, UnknownNameError
 from engramscope.records.cache import cache_folder
 from engramscope.records.download import TRIES, DownloadError, download, sha256_of
 from engramscope.records.homes import HOMES, Home, home, recognised
+from engramscope.records.located import located
 from engramscope.results.lock import FolderLock
 from tests.pairs.tiny_tokenizers import shared
 
@@ -289,6 +291,35 @@ def test_known_1000_is_the_file_of_its_home() -> None:
     path = shared("data", "known_1000", "known_1000.json")
     assert recognised(sha256_of(path)) is home("known_1000")
     assert path.stat().st_size == home("known_1000").size
+
+
+def test_a_public_home_by_its_name_and_a_file_of_that_name_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server
+) -> None:
+    monkeypatch.setenv("ENGRAMSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    ours = (of(server),)
+    monkeypatch.setattr("engramscope.records.homes.HOMES", ours)
+    monkeypatch.setattr("engramscope.records.located.HOMES", ours)
+    assert located("elsewhere.json") == Path("elsewhere.json")
+    assert not server.asked
+    assert located("data") == tmp_path / "cache" / "data" / "data.bin"
+    assert located(Path("data")).read_bytes() == CONTENT
+    (tmp_path / "data").write_text("mine")
+    assert located("data") == Path("data")
+
+
+def test_records_of_a_public_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> None:
+    monkeypatch.setenv("ENGRAMSCOPE_CACHE", str(tmp_path / "cache"))
+    text = '{"id": "a", "prompt": "The capital of Peru is", "subject": "Peru", "target": "Quito", "true": "Lima"}\n'
+    server.content = text.encode()
+    ours = (Home("data", "data.jsonl", server.url, "test data", len(server.content)),)
+    monkeypatch.setattr("engramscope.records.homes.HOMES", ours)
+    monkeypatch.setattr("engramscope.records.located.HOMES", ours)
+    seen: list[str] = []
+    (record,) = facts_file("data", progress=lambda what, done, total: seen.append(what))
+    assert (record.fact.subject, record.fact.target, record.fact.true) == ("Peru", "Quito", "Lima")
+    assert seen
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> None:

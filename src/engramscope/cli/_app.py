@@ -73,10 +73,12 @@ def goes_on_in(folder: Path, sign: str = "") -> Callable[[], str]:
     return words
 
 
+#: called with (what, done, total); None where nothing is shown
+Progress = Callable[[str, int, int], None] | None
+
+
 @contextmanager
-def show_progress(
-    quiet: bool, stopped: str | Callable[[], str] = ""
-) -> Iterator[Callable[[str, int, int], None] | None]:
+def show_progress(quiet: bool, stopped: str | Callable[[], str] = "") -> Iterator[Progress]:
     """A progress bar on the terminal (none when quiet, or when the output is no terminal); Ctrl-C gets its words."""
     try:
         if quiet or not sys.stderr.isatty():

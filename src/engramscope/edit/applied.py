@@ -54,6 +54,21 @@ def with_deltas(hf: nn.Module, deltas: Mapping[str, Delta]) -> Iterator[None]:
         revert_deltas(hf, owner)
 
 
+@contextmanager
+def without_deltas(hf: nn.Module) -> Iterator[None]:
+    """A model without any edit for the time of a context; afterwards all are in it again, in the same order."""
+    stack = _IN.get(hf, [])
+    out = list(stack)
+    for one in reversed(out):
+        _take_out(hf, one)
+    stack.clear()
+    try:
+        yield
+    finally:
+        for one in out:
+            apply_deltas(hf, one.owner, one.deltas)
+
+
 def apply_deltas(hf: nn.Module, owner: object, deltas: Mapping[str, Delta]) -> None:
     """Put deltas into a model.
 

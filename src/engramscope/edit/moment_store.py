@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engramscope.errors import InputError, ResultsError
+from engramscope.records.cache import cache_folder
 from engramscope.results.atomic import disk_sentence, write_bytes
 
-#: names the folder of everything that is kept between runs
-VARIABLE = "ENGRAMSCOPE_CACHE"
 _KEY = "engramscope_second_moment"
 
 
@@ -52,14 +50,6 @@ class Partial:
     sums: Sequence[Tensor]
     tokens: int
     documents: int
-
-
-def cache_folder() -> Path:
-    """Where things are kept between runs: $ENGRAMSCOPE_CACHE, else the user's cache directory."""
-    if given := os.environ.get(VARIABLE):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "engramscope"
 
 
 @dataclass(frozen=True, slots=True)

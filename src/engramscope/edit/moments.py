@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engramscope.edit._base import Progress
-from engramscope.edit.applied import deltas_in
+from engramscope.edit.applied import deltas_in, without_deltas
 from engramscope.edit.delta import Delta, LowRank
 from engramscope.edit.edit import identity
 from engramscope.edit.keys import input_of
@@ -43,7 +44,8 @@ _SAVE_EVERY_S = 60.0
 
 def second_moments(
     model: Model, layers: Sequence[int], texts: Texts, store: MomentStore, *, tokens: int | None = None,
-    context: int | None = None, progress: Progress | None = None, save_every_s: float = _SAVE_EVERY_S,
+    context: int | None = None, edited: bool = True, progress: Progress | None = None,
+    save_every_s: float = _SAVE_EVERY_S,
 ) -> dict[int, SecondMoment]:  # fmt: skip
     """C = (1/N) Σ k kᵀ of each layer, k the input of its down projection at every token of the texts.
 
@@ -52,12 +54,13 @@ def second_moments(
     store, and a measurement that was stopped goes on where it was.
 
     Args:
-        model: the model, with the edits that are in it.
+        model: the model.
         layers: which.
         texts: documents; each is cut at `context` tokens.
         store: where moments are kept.
         tokens: N; 20 times the number of neurons by default. Fewer where the texts end before.
         context: 1024 by default, or the positions that the model has.
+        edited: with the edits that are in the model; otherwise they are taken out meanwhile.
         progress: called with (what, done, total), in tokens.
         save_every_s: how often a measurement under way is saved.
 
@@ -73,23 +76,36 @@ def second_moments(
     """
     budget, cut = budget_of(model, layers, tokens), context_of(model, context)
     known_hash = identity(model)["hash"]
-    said = {layer: description(model, layer, texts, budget, cut, known_hash) for layer in layers}
+    said = {layer: description(model, layer, texts, budget, cut, known_hash, edited=edited) for layer in layers}
     found = {layer: known for layer in layers if (known := store.read(said[layer])) is not None}
     missing = [layer for layer in said if layer not in found]
     if missing:
-        pass_ = _Pass(model, missing, texts, budget, cut, progress)
-        partial = store.read_partial([said[layer] for layer in missing])
-        if partial is not None:
-            pass_.resume(partial)
-        saved = time.monotonic()
-        for _ in pass_.steps():
-            if time.monotonic() - saved >= save_every_s and pass_.tokens < budget:
-                store.write_partial([said[layer] for layer in missing], pass_.state())
-                saved = time.monotonic()
-        for layer, moment in zip(missing, pass_.moments(said), strict=True):
-            store.write(moment)
+        wanted = {layer: said[layer] for layer in missing}
+        with nullcontext() if edited else without_deltas(model.hf):
+            measured = _measured(_Pass(model, missing, texts, budget, cut, progress), wanted, store, save_every_s)
+        for layer, moment in measured:
             found[layer] = moment
-        store.remove_partial([said[layer] for layer in missing])
+    return found
+
+
+def _measured(
+    pass_: _Pass, said: Mapping[int, Mapping[str, Any]], store: MomentStore, save_every_s: float
+) -> list[tuple[int, SecondMoment]]:
+    """Measure, from where an earlier measurement was stopped, and keep what comes out."""
+    names = list(said.values())
+    partial = store.read_partial(names)
+    if partial is not None:
+        pass_.resume(partial)
+    saved = time.monotonic()
+    for _ in pass_.steps():
+        if time.monotonic() - saved >= save_every_s and pass_.tokens < pass_.budget:
+            store.write_partial(names, pass_.state())
+            saved = time.monotonic()
+    found: list[tuple[int, SecondMoment]] = []
+    for layer, moment in zip(said, pass_.moments(said), strict=True):
+        store.write(moment)
+        found.append((layer, moment))
+    store.remove_partial(names)
     return found
 
 
@@ -105,7 +121,14 @@ def budget_of(model: Model, layers: Sequence[int], given: int | None) -> int:
 
 
 def description(
-    model: Model, layer: int, texts: Texts, tokens: int, context: int, known_hash: str | None = None
+    model: Model,
+    layer: int,
+    texts: Texts,
+    tokens: int,
+    context: int,
+    known_hash: str | None = None,
+    *,
+    edited: bool = True,
 ) -> dict[str, Any]:
     """Everything that a second moment depends on, as plain data.
 
@@ -116,15 +139,16 @@ def description(
         tokens: how many of its tokens.
         context: after how many a document is cut.
         known_hash: of the unedited model, where it is known already; a model in memory is hashed anew every time.
+        edited: of the model with the edits that are in it.
     """
     return {
-        "routine": ROUTINE, **upstream(model, layer, known_hash), "config": _config_hash(model), "layer": layer,
-        "module": down_projection(model, layer).path, "dtype": str(model.dtype).removeprefix("torch."),
+        "routine": ROUTINE, **upstream(model, layer, known_hash, edited=edited), "config": _config_hash(model),
+        "layer": layer, "module": down_projection(model, layer).path, "dtype": str(model.dtype).removeprefix("torch."),
         "tokenizer": _tokenizer_hash(model), "texts": texts.identity, "tokens": tokens, "context": context,
     }  # fmt: skip
 
 
-def upstream(model: Model, layer: int, known_hash: str | None = None) -> dict[str, Any]:
+def upstream(model: Model, layer: int, known_hash: str | None = None, *, edited: bool = True) -> dict[str, Any]:
     """The state of everything that keys of a layer depend on: the model, and those of its edits that come before.
 
     An edit of the layer's own down projection, or of a later block, does not change what the layer's MLP is given.
@@ -133,7 +157,7 @@ def upstream(model: Model, layer: int, known_hash: str | None = None) -> dict[st
     later = tuple(f"{path}." for path in (own, *model.anatomy.blocks[layer + 1 :]))
     before = [
         [name, fingerprint_of(delta)]
-        for deltas in deltas_in(model.hf)
+        for deltas in (deltas_in(model.hf) if edited else ())
         for name, delta in deltas.items()
         if not name.startswith(later)
     ]

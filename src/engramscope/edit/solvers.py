@@ -36,6 +36,8 @@ class MomentOptions(EditorOptions):
         texts: a file (`.txt`, `.jsonl`, `.parquet`, `.csv`) or folder of texts; by default the training corpus of a
             bundled model, and English Wikipedia for any other.
         moments: a second moment that was measured before, or a folder of them; by default measured once and kept.
+        edited: measure them on the model with the edits that are in it, again after each kept edit of an earlier layer;
+            by default on the model without edits, once, as in the releases.
         cache: folder in which they are kept; by default $ENGRAMSCOPE_CACHE, or the user's cache directory.
         eps: what is added to the diagonal of C, as a share of its mean.
     """
@@ -44,6 +46,7 @@ class MomentOptions(EditorOptions):
     context: int | None = Field(None, ge=1)
     texts: Path | None = None
     moments: Path | None = None
+    edited: bool = False
     cache: Path | None = None
     eps: float = Field(EPS, ge=0)
 
@@ -128,14 +131,17 @@ class Known:
             return {layer: given_moment(options.moments, said[layer]) for layer in fresh}
         return second_moments(
             model, fresh, self._source(model, options), MomentStore.at(options.cache),
-            tokens=budget_of(model, list(said), options.tokens), context=options.context, progress=progress,
+            tokens=budget_of(model, list(said), options.tokens), context=options.context, edited=options.edited,
+            progress=progress,
         )  # fmt: skip
 
     def _descriptions(self, model: Model, layers: Sequence[int], options: MomentOptions) -> dict[int, dict[str, Any]]:
         texts = _ANY if options.moments is not None else self._source(model, options)
         budget, context = budget_of(model, layers, options.tokens), context_of(model, options.context)
         known = identity(model)["hash"]
-        return {layer: description(model, layer, texts, budget, context, known) for layer in layers}
+        return {
+            layer: description(model, layer, texts, budget, context, known, edited=options.edited) for layer in layers
+        }
 
     def _source(self, model: Model, options: MomentOptions) -> Texts:
         key = model.source, options.texts

@@ -15,13 +15,16 @@ from torch import Tensor
 from engramscope.edit.delta import Delta, Dense, LowRank
 from engramscope.edit.edit import Edit
 from engramscope.errors import InputError, ResultsError
+from engramscope.models.checkpoint import write_checkpoint
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
-from engramscope.results.atomic import jsonable, write_bytes
+from engramscope.results.atomic import disk_sentence, jsonable, write_bytes
 from engramscope.results.folders import refuse_occupied
 
 _SCHEMA = 1
 _KEY = "engramscope_edit"
+#: where a checkpoint is written before its files take their names
+_WORK = ".part"
 _FIELDS = ("method", "settings", "seed", "model", "before", "prefixes", "diagnostics", "notes")
 
 
@@ -107,9 +110,10 @@ def export(edit: Edit, model: Model, folder: Path) -> float:
         square += float(change.double().square().sum())
         state |= {key: stored for key, value in state.items() if names.get(value.data_ptr()) == name}
     try:
-        model.hf.save_pretrained(folder, state_dict=state, safe_serialization=True)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(model.hf, model.tokenizer, folder / _WORK, folder, state_dict=state)
+    except SafetensorError as error:
+        raise ResultsError(f"{folder} could not be written: {error}.") from None
     except OSError as error:
-        raise ResultsError(f"{folder} could not be written: {error.strerror or error}.") from None
+        raise ResultsError(disk_sentence(folder, error)) from None
     return along / square if square else 1.0

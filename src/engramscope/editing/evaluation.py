@@ -89,7 +89,7 @@ def records_of_edit(edit: Edit, records: Records | None) -> Records:
 
 def evaluated_materials(
     model: Model, subject: Subject, records: str = "", *, count: int | None = None, everything: bool = False,
-    texts: str | None = None, references: str | None = None, seed: int = 0,
+    texts: str | None = None, references: str | None = None, seed: int = 0, progress: Progress | None = None,
 ) -> Materials:  # fmt: skip
     """Read what an edit, or a model, is evaluated on.
 
@@ -102,6 +102,7 @@ def evaluated_materials(
         texts: see `materials`.
         references: see `materials`.
         seed: of drawn targets.
+        progress: called with (what, done, total).
 
     Raises:
         InputError: something cannot be read, no record is about the edit, or a model comes without records.
@@ -111,7 +112,7 @@ def evaluated_materials(
         if edit is None:
             raise InputError("Say what the model is to be asked: --records FILE, or --records bundled.")
         return Materials(records_of_edit(edit, None), *held_out(model, texts))
-    read = materials(model, records, texts=texts, references=references, seed=seed)
+    read = materials(model, records, texts=texts, references=references, seed=seed, progress=progress)
     kept = read.records if edit is None or everything else records_of_edit(edit, read.records)
     return replace(read, records=replace(kept, records=first_records(kept, count)))
 

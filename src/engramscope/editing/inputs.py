@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,11 +17,14 @@ from engramscope.models.model import Model
 from engramscope.provenance import tokenizer_hash
 from engramscope.records.bundled import bundled_records, reference_texts
 from engramscope.records.bundled_texts import held_out_texts
+from engramscope.records.located import located
 from engramscope.records.read import Records, read_records
 from engramscope.records.record import Record
 from engramscope.records.targets import with_drawn_targets
 from engramscope.registry import nearest
 
+#: (what, done, total)
+Progress = Callable[[str, int, int], None]
 BUNDLED = "bundled"
 PROTOCOLS = ("counterfact", "zsre")
 #: held-out texts for the perplexity
@@ -52,27 +55,30 @@ class Materials:
 
 def materials(
     model: Model, records: str = BUNDLED, *, record_format: str | None = None, texts: str | None = None,
-    references: str | None = None, seed: int = 0,
+    references: str | None = None, seed: int = 0, progress: Progress | None = None,
 ) -> Materials:  # fmt: skip
     """Read what edits of a model are measured with.
 
     Args:
         model: the model.
-        records: a file of records, or "bundled".
+        records: a file of records, the name of a public home ("counterfact": downloaded once), or "bundled".
         record_format: of the file; None to tell it from its beginning.
         texts: a file of held-out texts, or "bundled"; None for the bundled ones where the model is bundled, else none.
-        references: a file of reference texts; None for the bundled ones where the records are bundled, else none.
+        references: a file of reference texts, or the name of their public home ("attribute_snippets"); None for the
+            bundled ones where the records are bundled, else none.
         seed: of drawn targets.
+        progress: called with (what, done, total).
 
     Raises:
         InputError: something cannot be read, or bundled data are asked for a model that does not know them.
+        DownloadError: a public home cannot be reached, or does not have the file that was expected.
     """
-    read = _records(model, records, record_format, seed)
+    read = _records(model, records, record_format, seed, progress)
     names = {record.reference for record in read if record.reference}
     subjects = {record.fact.subject for record in read}
     found: References | None = None
     if references is not None and references != BUNDLED:
-        found = read_references(references, names, subjects)
+        found = read_references(located(references, progress), names, subjects, progress=progress)
     elif read.format == BUNDLED or references == BUNDLED:
         found = References.from_texts(reference_texts(), source="sentences of the bundled corpus")
     return Materials(read, *held_out(model, texts), found)
@@ -120,20 +126,23 @@ def first_records(records: Records, count: int | None) -> tuple[Record, ...]:
     return tuple(records)[:count]
 
 
-def facts_file(path: str | Path, record_format: str | None = None, seed: int = 0) -> Sequence[Record]:
-    """The records, or facts, of a file for an edit: every one must be usable.
+def facts_file(
+    path: str | Path, record_format: str | None = None, seed: int = 0, progress: Progress | None = None
+) -> Sequence[Record]:
+    """The records, or facts, of a file or a public home for an edit: every one must be usable.
 
     Raises:
         InputError: unreadable, or a fact that cannot be edited; every fault.
+        DownloadError: the home cannot be reached, or does not have the file that was expected.
     """
-    return with_drawn_targets(read_records(path, record_format, unusable="refuse"), seed)
+    return with_drawn_targets(read_records(located(path, progress), record_format, unusable="refuse"), seed)
 
 
-def _records(model: Model, name: str, record_format: str | None, seed: int) -> Records:
+def _records(model: Model, name: str, record_format: str | None, seed: int, progress: Progress | None) -> Records:
     if name == BUNDLED:
         _ensure_bundled(model, "--records FILE")
         return bundled_records("test")
-    return with_drawn_targets(read_records(name, record_format), seed)
+    return with_drawn_targets(read_records(located(name, progress), record_format), seed)
 
 
 def _ensure_bundled(model: Model, instead: str) -> None:

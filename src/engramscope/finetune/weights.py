@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +15,9 @@ from transformers import AutoModelForCausalLM
 from engramscope.errors import InputError
 from engramscope.finetune.settings import LoraSettings
 from engramscope.models import Model, load_config, load_model
+from engramscope.models.checkpoint import write_checkpoint
 from engramscope.provenance import model_fingerprints
 from engramscope.registry import nearest
-
-#: written last, so that a folder with a configuration has its weights
-_LAST = ("config.json", "adapter_config.json")
 
 
 def base_model(name: str, *, random_weights: bool, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
@@ -148,26 +145,17 @@ def write_model(hf: Any, tokenizer: Any, folder: Path, into: Path, base: str) ->
     Args:
         hf: what was trained; adapters that are to be merged are merged already.
         tokenizer: goes beside it.
-        folder: an empty one on the same disk.
+        folder: an empty one on the same disk, which is gone afterwards.
         into: where the files are wanted.
         base: what an adapter calls its base.
 
     Raises:
         OSError: the disk refuses; then nothing was moved.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     if isinstance(hf, PeftModel):
         for config in hf.peft_config.values():
             config.base_model_name_or_path = base
-    hf.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda one: (one.name in _LAST, one.name)):
-        # the library that writes weights lets nobody else read them
-        path.chmod(0o644)
-        path.replace(into / path.name)
-    folder.rmdir()
+    write_checkpoint(hf, tokenizer, folder, into)
 
 
 def parameter_counts(hf: Any) -> Mapping[str, int]:

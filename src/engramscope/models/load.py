@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
 from engramscope.errors import ModelError
 from engramscope.models.hub import resolve_hub
 from engramscope.models.model import Model, Origin
 from engramscope.models.parts import find_blocks
+from engramscope.models.quiet import quietly
 from engramscope.registry import nearest
 
 _DTYPES = {
@@ -251,7 +250,7 @@ def _tokenizer(place: Place, *, trust_remote_code: bool) -> Any:
     if known is not None and not any(name in known for name in _TOKENIZER_FILES) and not trust_remote_code:
         raise ModelError(f"{place.name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES[:4])} is there.")
     try:
-        with _quiet():
+        with quietly():
             tokenizer = AutoTokenizer.from_pretrained(
                 place.path, trust_remote_code=trust_remote_code, use_fast=True, **place.options
             )
@@ -292,7 +291,7 @@ def _weights(
         "use_safetensors": True if has_safetensors or not allow_pickle else None, **place.options, **spread,
     }  # fmt: skip
     try:
-        with _quiet():
+        with quietly():
             try:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, attn_implementation="eager", **options)
             except (ValueError, TypeError) as error:
@@ -348,17 +347,3 @@ def _device(name: str) -> torch.device:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars or loading tables of transformers; what matters in them is raised as an error."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()

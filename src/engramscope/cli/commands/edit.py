@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Progress, Quiet, app, show_progress
 from engramscope.cli._editing import stopped
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def edit(
     target: Annotated[str, typer.Option(help="The new answer, of one token or many.", show_default=False)] = "",
     true: Annotated[str | None, typer.Option(help="The old answer, to be compared.")] = None,
     facts: Annotated[
-        Path | None, typer.Option(help="Instead: a file of facts or records, all of them edited.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Instead: a file of facts or records (or counterfact, …), all of them edited.", show_default=False
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option("-n", "--count", help="The first so many of the file.", min=1)] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")] = Path("edit"),
@@ -60,7 +63,7 @@ def edit(
         from engramscope.models.load import load_model
 
         editor = one_editor(method, sets or (), preset=preset, layers=layer)
-        wanted = _facts(fact, target, true, facts, count, seed)
+        wanted = _facts(fact, target, true, facts, count, seed, progress)
         ensure_free(out, export, adapter)
         loaded = load_model(model, dtype=dtype, device=device)
         read, source = held_out(loaded, texts)
@@ -73,7 +76,9 @@ def edit(
         typer.echo(f"\nEdit: {found.folder}\nPage: {found.page}")
 
 
-def _facts(text: str, target: str, true: str | None, file: Path | None, count: int | None, seed: int) -> list[Fact]:
+def _facts(
+    text: str, target: str, true: str | None, file: Path | None, count: int | None, seed: int, progress: Progress
+) -> list[Fact]:  # fmt: skip
     """The fact of the command line, or those of a file."""
     from engramscope.editing.fact_text import parse_fact
     from engramscope.editing.inputs import facts_file
@@ -82,7 +87,7 @@ def _facts(text: str, target: str, true: str | None, file: Path | None, count: i
     if file is not None:
         if text or target or true is not None:
             raise InputError("Give either --fact with --target, or --facts FILE, not both.")
-        return [record.fact for record in facts_file(file, seed=seed)][:count]
+        return [record.fact for record in facts_file(file, seed=seed, progress=progress)][:count]
     if not text:
         raise InputError(
             'Say what is to be edited: --fact "The mother tongue of {Danielle Darrieux} is" --target English, or '

@@ -14,7 +14,7 @@ from engramscope.cli._app import Quiet, app, goes_on_in, show_progress
 def edit_sequence(
     model: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
     methods: Annotated[str, typer.Option(help="Editors: ft,rome,memit … or all.")] = "ft,rome,memit",
-    records: Annotated[str, typer.Option(help="A file of records, or 'bundled'.")] = "bundled",
+    records: Annotated[str, typer.Option(help="A file of records, counterfact, … or bundled.")] = "bundled",
     count: Annotated[int, typer.Option("-n", "--count", help="The first so many records; 0 for all.", min=0)] = 50,
     batch: Annotated[int, typer.Option(help="Facts that are given to an editor at once.", min=1)] = 1,
     sample: Annotated[int, typer.Option(help="Of the facts edited so far, measure at most so many.", min=2)] = 100,
@@ -42,7 +42,7 @@ def edit_sequence(
         editors = chosen_editors([name for name in methods.split(",") if name.strip()], sets or ())
         refuse_occupied(out, resume)
         loaded = load_model(model, dtype=dtype, device=device)
-        given = materials(loaded, records, texts=texts, seed=seed)
+        given = materials(loaded, records, texts=texts, seed=seed, progress=progress)
         found = run_sequence(
             loaded, editors, given, out, count=count or None, batch=batch, sample=sample, seed=seed, resume=resume,
             progress=progress,

@@ -18,7 +18,9 @@ def evaluate(
         typer.Argument(help="An edit (its folder or file), or a model.", metavar="EDIT_OR_MODEL", show_default=False),
     ],
     model: Annotated[str, typer.Option("--model", help="Of an edit: the model, if it is not where it was.")] = "",
-    records: Annotated[str, typer.Option(help="A file of records, or 'bundled'. Default: the facts of the edit.")] = "",
+    records: Annotated[
+        str, typer.Option(help="A file of records, counterfact, … or bundled. Default: the facts of the edit.")
+    ] = "",
     count: Annotated[int, typer.Option("-n", "--count", help="The first so many records; 0 for all.", min=0)] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Of an edit: also records that it does not edit.")] = False,
     before: Annotated[
@@ -29,7 +31,9 @@ def evaluate(
         bool, typer.Option("--generation/--no-generation", help="Write texts (GE and RS): most of the time.")
     ] = True,
     texts: Annotated[str | None, typer.Option(help="Held-out texts for the perplexity: a file, or 'bundled'.")] = None,
-    references: Annotated[str | None, typer.Option(help="Reference texts for RS: attribute_snippets.json.")] = None,
+    references: Annotated[
+        str | None, typer.Option(help="Reference texts for RS: a file, or attribute_snippets.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder for tables and a page.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
@@ -55,7 +59,7 @@ def evaluate(
         other = load_model(before, dtype=dtype, device=device) if before else None
         given = evaluated_materials(
             loaded, chosen, records, count=count or None, everything=everything, texts=texts, references=references,
-            seed=seed,
+            seed=seed, progress=progress,
         )  # fmt: skip
         found = run_evaluation(
             loaded, chosen, given, out, before=other, options=options, seed=seed, progress=progress

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Progress, Quiet, app, show_progress
 
 
 @app.command(
@@ -16,7 +16,7 @@ from engramscope.cli._app import Quiet, app, show_progress
 )
 def locate_edit(
     model_name: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
-    records: Annotated[str, typer.Option(help="A file of records (CounterFact, …), or bundled.")] = "bundled",
+    records: Annotated[str, typer.Option(help="A file of records, counterfact, … or bundled.")] = "bundled",
     count: Annotated[int, typer.Option("-n", "--facts", help="At most so many facts, drawn at random.", min=3)] = 40,
     methods: Annotated[str, typer.Option(help="Editors (engramscope editors), each used at every layer.")] = "rome,ft",
     layers: Annotated[str, typer.Option(help="each, or layers to edit: 0,4,8.")] = "each",
@@ -57,7 +57,7 @@ def locate_edit(
             edit_seeds=edit_seeds, cluster=cluster, resamples=resamples, seed=seed,
         )  # fmt: skip
         refuse_occupied(out, resume)
-        given, source = _records(records)
+        given, source = _records(records, progress)
         model = load_model(model_name, device=device, dtype=dtype)
         found = run_locate_edit(given, model, out, settings, source=source, resume=resume, progress=progress)
     if not quiet:
@@ -66,12 +66,13 @@ def locate_edit(
         typer.echo(f"\nPage: {found.page}")
 
 
-def _records(name: str) -> tuple[Any, dict[str, Any]]:
+def _records(name: str, progress: Progress) -> tuple[Any, dict[str, Any]]:
     """The records, and where they come from."""
     from engramscope.records import read_records
     from engramscope.records.bundled import bundled_records
+    from engramscope.records.located import located
 
-    found = bundled_records() if name == "bundled" else read_records(Path(name))
+    found = bundled_records() if name == "bundled" else read_records(located(name, progress))
     notes = found.described()
     return found.records, {"name": found.name, "format": found.format, "sha256": found.sha256, "notes": notes}
 

@@ -15,12 +15,14 @@ from engramscope.cli._editing import print_table
 def table4(
     model: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
     methods: Annotated[str, typer.Option(help="Editors: ft,rome,rome-2022,ke-cf … or all.")] = "all",
-    records: Annotated[str, typer.Option(help="A file of records, or 'bundled'.")] = "bundled",
+    records: Annotated[str, typer.Option(help="A file of records, counterfact, … or bundled.")] = "bundled",
     count: Annotated[int, typer.Option("-n", "--count", help="The first so many records; 0 for all.", min=0)] = 50,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")] = Path("table4"),
     sets: Annotated[list[str] | None, typer.Option("--set", help="editor.key=value: an option of an editor.")] = None,
     texts: Annotated[str | None, typer.Option(help="Held-out texts for the perplexity: a file, or 'bundled'.")] = None,
-    references: Annotated[str | None, typer.Option(help="Reference texts for RS: attribute_snippets.json.")] = None,
+    references: Annotated[
+        str | None, typer.Option(help="Reference texts for RS: a file, or attribute_snippets.")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="counterfact or zsre.")] = "counterfact",
     generation: Annotated[
         bool, typer.Option("--generation/--no-generation", help="Write texts (GE and RS): most of the time.")
@@ -52,7 +54,7 @@ def table4(
         options = measured_options(protocol, generation=generation, seed=seed)
         refuse_occupied(out, resume)
         loaded = load_model(model, dtype=dtype, device=device)
-        given = materials(loaded, records, texts=texts, references=references, seed=seed)
+        given = materials(loaded, records, texts=texts, references=references, seed=seed, progress=progress)
         if train:
             from engramscope.editing.train import train_missing
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engramscope.cli._app import Quiet, app, show_progress
+from engramscope.cli._app import Progress, Quiet, app, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ def train_editor(
     editor: Annotated[str, typer.Argument(help="mend or ke.", show_default=False)],
     model: Annotated[str, typer.Option("--model", help="A bundled name, a folder, or a hub id.")] = "mini",
     on: Annotated[str, typer.Option("--on", help="counterfact (KE-CF, MEND-CF) or text (KE, MEND).")] = "counterfact",
-    records: Annotated[str, typer.Option(help="With --on counterfact: a file of records, or 'bundled'.")] = _BUNDLED,
+    records: Annotated[str, typer.Option(help="With --on counterfact: a file, counterfact, … or bundled.")] = _BUNDLED,
     texts: Annotated[
         str, typer.Option(help="With --on text: a text file, a corpus folder or its table, or 'bundled'.")
     ] = _BUNDLED,
@@ -58,7 +58,7 @@ def train_editor(
         folder = out if out is not None else default_folder(editor, corpus, loaded)
         result = train(
             editor, loaded, folder, on=corpus, sets=sets or (), resume=resume,
-            records=_records(records, loaded)[:limit] if corpus == "counterfact" else (),
+            records=_records(records, loaded, progress)[:limit] if corpus == "counterfact" else (),
             texts=_texts(texts, loaded, limit or MOST_PASSAGES) if corpus == "text" else (),
             source=records if corpus == "counterfact" else texts,
             provenance={"versions": versions(), "machine": machine()}, progress=progress,
@@ -68,14 +68,15 @@ def train_editor(
         typer.echo(f"\nEditor: {result.folder}")
 
 
-def _records(given: str, model: Model) -> Sequence[Record]:
+def _records(given: str, model: Model, progress: Progress) -> Sequence[Record]:
     """The records of a file, or the training split of the bundled ones."""
     from engramscope.records.bundled import bundled_records
+    from engramscope.records.located import located
     from engramscope.records.read import read_records
     from engramscope.records.targets import with_drawn_targets
 
     if given != _BUNDLED:
-        return with_drawn_targets(read_records(given))
+        return with_drawn_targets(read_records(located(given, progress)))
     _ensure_bundled(model, "--records FILE")
     return bundled_records("train")
 
