@@ -140,6 +140,20 @@ def test_a_perfect_score_has_a_width() -> None:
     assert pick(table, "ft", "S").mean == 0.0
 
 
+@pytest.mark.parametrize("shares", [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0)])
+def test_where_s_is_the_same_in_every_resample_its_interval_follows_from_those_of_its_parts(
+    shares: tuple[float, ...],
+) -> None:
+    es, ps, ns = ([share] * 8 for share in shares)
+    table = summarise({"rome": cases(ES=es, PS=[0.0, 1.0] * 4 if shares[1] == 0.5 else ps, NS=ns)}, resamples=200)
+    found, parts = pick(table, "rome", "S"), [pick(table, "rome", name) for name in ("ES", "PS", "NS")]
+    assert found.rule == "parts"
+    assert found.better_low == pytest.approx(float(harmonic_mean([part.better_low for part in parts])))
+    assert found.better_high == pytest.approx(float(harmonic_mean([part.better_high for part in parts])))
+    assert found.better_low <= found.mean <= found.better_high
+    assert found.better_high - found.better_low > 10
+
+
 def test_clusters_are_drawn_whole() -> None:
     values = list(np.repeat(np.random.default_rng(0).normal(size=30), 10))
     results = {"rome": cases(EM=values, ES=[1.0] * 300)}

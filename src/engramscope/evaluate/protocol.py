@@ -23,7 +23,8 @@ COLLAPSED = (
 INTERVALS = {
     "published": "mean ± 1.96 s / √n over cases, s with ddof 0; none for a harmonic mean",
     "better": "Wilson for one prompt of 0 or 1 a case, and where all cases of a share are 0 or all are 1; else the BCa "
-    "bootstrap over cases, or over clusters of cases",
+    "bootstrap over cases, or over clusters of cases; where that has no width for a harmonic mean, the harmonic mean "
+    "at the limits of its parts",
     "differences": "paired bootstrap over cases; max-T over the comparisons of one measure, and Holm",
     "confidence": "95 %",
 }

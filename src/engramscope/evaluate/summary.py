@@ -36,7 +36,8 @@ class Estimate:
         mean: over cases; inf where a divergence is infinite because the model collapsed.
         low, high: the published interval; NaN where the publication has none (S) or the mean is infinite.
         better_low, better_high: the better interval; NaN where there is none.
-        rule: how the better one was found: "wilson", "bootstrap" (BCa) or "none".
+        rule: how the better one was found: "wilson", "bootstrap" (BCa), "parts" (the harmonic mean at both ends of its
+            parts' better intervals) or "none".
         collapsed: in how many of the cases the model did not answer in numbers at some prompt.
     """
 
@@ -202,17 +203,32 @@ def _figures(name: str, values: Floats, sampled: ResampledMeans) -> tuple[float,
     """Mean, published interval, better interval and its rule, scaled."""
     scale = 100.0 if name in HARMONIC else MEASURES[name].scale
     if name in HARMONIC:
-        mean = float(harmonic_mean(np.nanmean(values, axis=0)))
+        mean, low, high, rule = _harmonic(HARMONIC[name], np.nanmean(values, axis=0), sampled)
         published = (np.nan, np.nan)
-        sampled = ResampledMeans(
-            harmonic_mean(sampled.means)[:, None], harmonic_mean(sampled.left_out)[:, None],
-            sampled.n_clusters.min(keepdims=True),
-        )  # fmt: skip
     else:
         values = values[~np.isnan(values)]
         mean, published = float(values.mean()), published_interval(values)
-    low, high, rule = _better(name, mean, sampled)
+        low, high, rule = _better(name, mean, sampled)
     return scale * mean, scale * published[0], scale * published[1], scale * low, scale * high, rule
+
+
+def _harmonic(parts: Sequence[str], means: Floats, sampled: ResampledMeans) -> tuple[float, float, float, str]:
+    """The harmonic mean of some means, its better interval and the rule.
+
+    Where the bootstrap has no width (all cases are perfect, or one part is 0 in each), the interval reaches from the
+    harmonic mean of the parts' lower limits to that of the upper ones, which is on the safe side.
+    """
+    mean = float(harmonic_mean(means))
+    drawn = ResampledMeans(
+        harmonic_mean(sampled.means)[:, None], harmonic_mean(sampled.left_out)[:, None],
+        sampled.n_clusters.min(keepdims=True),
+    )  # fmt: skip
+    low, high, rule = _better("", mean, drawn)
+    if low < high or rule == "none":
+        return mean, low, high, rule
+    limits = [_better(name, float(means[k]), _some(sampled, [k]))[:2] for k, name in enumerate(parts)]
+    low, high = harmonic_mean(np.transpose(limits)).tolist()
+    return mean, low, high, "parts"
 
 
 def _better(name: str, mean: float, sampled: ResampledMeans) -> tuple[float, float, str]:
