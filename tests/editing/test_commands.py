@@ -153,6 +153,23 @@ def test_a_saved_edit_is_measured_beside_its_model(
     # without records, of its own prompt alone
     assert _run_app(["evaluate", str(edited / "edit.safetensors"), "--no-generation"]) == 0
     assert "ES" in capsys.readouterr().out
+    assert _run_app([*command, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.endswith("is not empty; give a new folder.\n")
+
+
+def test_an_edit_without_the_old_answer_and_one_of_several_tokens(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*FACT[:3], "drum and ball"]
+    assert _run_app(["edit", *FT, "--model", str(gpt2), *asked, "--out", str(tmp_path / "edit")]) == 0
+    assert "“drum and ball” a probability (mean over its 3 tokens) of" in capsys.readouterr().out
+    # the nine measures compare two answers; whether the new one is given can still be said
+    assert _run_app(["evaluate", str(tmp_path / "edit"), "--out", str(tmp_path / "measured")]) == 0
+    said = capsys.readouterr().out
+    assert "ES_acc" in said
+    assert "do not say what was true" in said
+    found = json.loads((tmp_path / "measured" / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["measures"][0] == "ES_acc"
 
 
 def test_a_model_is_measured_as_it_is_and_beside_another(

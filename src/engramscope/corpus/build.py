@@ -27,7 +27,7 @@ from engramscope.corpus.search import MOST_PER_SEARCH
 from engramscope.corpus.sources import Source, open_source
 from engramscope.corpus.table import TABLE, read_corpus
 from engramscope.corpus.write import CSV, write_rows
-from engramscope.errors import InputError, ResultsError
+from engramscope.errors import InputError
 from engramscope.results.atomic import disk_sentence, remove_temporary_files, write_json, write_text
 from engramscope.results.folders import refuse_occupied
 from engramscope.results.lock import FolderLock
@@ -91,9 +91,7 @@ def read_files(
     """
     folder = Path(out)
     wanted = checked_terms(terms)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ResultsError(f"{folder} is not empty; give a new folder.")
-    refuse_occupied(folder, resume=False)
+    refuse_occupied(folder)
     source = open_source(paths, columns)
     facts = {"kind": "files", "files": [_file_facts(path) for path in source.paths], "columns": dict(columns or {})}
     settings = {"terms": list(wanted), "keep_retracted": keep_retracted, "keep_languages": keep_languages}

@@ -32,7 +32,7 @@ def export_lora(edit: Edit, model: Model, folder: Path) -> None:
         ResultsError: the folder is occupied, or the disk refuses.
     """
     folder = Path(folder)
-    refuse_occupied(folder, resume=False)
+    refuse_occupied(folder)
     edit.ensure_fits(model)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

@@ -95,7 +95,7 @@ def export(edit: Edit, model: Model, folder: Path) -> float:
         InputError: the edit does not fit the model.
         ResultsError: the folder is occupied, or the disk refuses.
     """
-    refuse_occupied(folder, resume=False)
+    refuse_occupied(folder)
     parameters = dict(model.hf.named_parameters())
     state = {name: value.detach() for name, value in model.hf.state_dict().items()}
     edit.ensure_fits(model)

@@ -35,9 +35,10 @@ def share(value: float) -> str:
 
 def _one(fact: Mapping[str, Any]) -> str:
     before, after = fact["before"], fact["after"]
+    several = f" (mean over its {after['tokens']} tokens)" if after["tokens"] > 1 else ""
     said = (
-        f"After “{fact['prompt']}” the model gives “{fact['target']}” a probability of {share(after['target'])} with "
-        f"the edit, and of {share(before['target'])} without it"
+        f"After “{fact['prompt']}” the model gives “{fact['target']}” a probability{several} of "
+        f"{share(after['target'])} with the edit, and of {share(before['target'])} without it"
     )
     if fact["true"] is None:
         return f"{said}."

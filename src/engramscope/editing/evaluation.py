@@ -140,7 +140,7 @@ def run_evaluation(
     """
     chosen = options or EvaluateOptions(seed=seed)
     if out is not None:
-        refuse_occupied(Path(out), resume=False)
+        refuse_occupied(Path(out))
     edit, records, texts = subject.edit, given.records, given.texts
     if edit is not None:
         edit.ensure_fits(model)

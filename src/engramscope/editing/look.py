@@ -25,6 +25,7 @@ class Look:
             answer is not a number.
         text: how the model goes on, the likeliest token at each step.
         stated: it goes on with the whole of the new answer.
+        tokens: of the new answer.
     """
 
     target: float
@@ -32,6 +33,7 @@ class Look:
     top: tuple[tuple[str, float], ...]
     text: str
     stated: bool
+    tokens: int
 
 
 def look(model: Model, facts: Sequence[Fact], *, most: int = 5, length: int = 12) -> list[Look]:
@@ -57,7 +59,9 @@ def look(model: Model, facts: Sequence[Fact], *, most: int = 5, length: int = 12
     for fact, ask, text, whole in zip(facts, asks, texts, stated, strict=True):
         target = next(scores).probability
         true = next(scores).probability if fact.true is not None else None
-        found.append(Look(target, true, _top(model, readings.distribution(ask.prompt), most), text, bool(whole)))
+        found.append(
+            Look(target, true, _top(model, readings.distribution(ask.prompt), most), text, bool(whole), len(ask.target))
+        )
     return found
 
 

@@ -126,7 +126,7 @@ def ensure_free(folder: Path, *others: Path | None) -> None:
     """
     wanted = [folder, *(other for other in others if other is not None)]
     for one in wanted:
-        refuse_occupied(one, resume=False)
+        refuse_occupied(one)
     places = [one.resolve() for one in wanted]
     for place in places:
         if places.count(place) > 1:

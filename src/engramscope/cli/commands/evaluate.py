@@ -52,7 +52,7 @@ def evaluate(
 
         options = measured_options(protocol, generation=generation, seed=seed)
         if out is not None:
-            refuse_occupied(out, resume=False)
+            refuse_occupied(out)
         chosen = edit_at(subject)
         name = model or (str(chosen.edit.model["name"]) if chosen.edit else subject)
         loaded = load_model(name, dtype=dtype, device=device)
