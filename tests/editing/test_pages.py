@@ -107,6 +107,21 @@ def test_sentences_say_who_is_ahead_and_who_cannot_be_told_apart() -> None:
     assert "cannot be told" not in sentences(alone)[0]
 
 
+def test_who_leads_on_easier_records_only_is_not_called_ahead() -> None:
+    records = [Record(f"r{n}", Fact(f"S{n} is", f"S{n}", "x", "y", f"r{n}")) for n in range(40)]
+    # one editor fails on the hard half; on the easy half it is behind
+    some = [outcome(one.id, (1.0, float(n % 3 > 0), 0.7)) for n, one in enumerate(records)]
+    outcomes = {
+        "ft": [*some[:20], *(Outcome(one.id, "failed: no") for one in records[20:])],
+        "rome": [outcome(one.id, (1.0, 1.0, 1.0) if n < 20 else (0.1, 0.1, 0.1)) for n, one in enumerate(records)],
+    }
+    found = table_findings(outcomes, records, about())
+    said = sentences(found)[0]
+    assert "FT has the highest S" in said
+    assert "It is ahead of" not in said
+    assert "On the 20 records that all editors have, ROME is ahead of it beyond chance" in said
+
+
 def test_published_rows_stand_below_ours() -> None:
     lines = table_lines(findings("gpt2-xl"))
     assert [line[0] for line in lines if line[0]] == [

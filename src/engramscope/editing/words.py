@@ -125,25 +125,36 @@ def _best(findings: Mapping[str, Any], labels: Sequence[str], score: str) -> str
         name = label_words(first)
         whose = f"The {name}" if first in ("model", "edited") else name
         return f"{whose} has {score} = {shown} on {_count(findings['n'], 'record')}."
-    behind, level = _sorted_out(findings, first, score)
+    behind, level, before = _sorted_out(findings, first, score)
     among = f"Of {len(ranked)} editors on {findings['n']:,} records"
     said = f"{among}, {label_words(first)} has the highest {score}: {shown}."
     if behind:
         said += f" It is ahead of {listed(behind)} beyond chance (corrected for all comparisons)."
+    if before:
+        shared = _count(next(one["n"] for one in findings["differences"] if one["measure"] == score), "record")
+        said += (
+            f" On the {shared} that all editors have, {listed(before)} {'is' if len(before) == 1 else 'are'} ahead of "
+            "it beyond chance."
+        )
     if level:
         said += f" It cannot be told from {listed(level)} on these records."
     return said
 
 
-def _sorted_out(findings: Mapping[str, Any], first: str, score: str) -> tuple[list[str], list[str]]:
-    """Editors that the first one is ahead of, and those that it cannot be told from."""
-    behind, level = [], []
+def _sorted_out(findings: Mapping[str, Any], first: str, score: str) -> tuple[list[str], list[str], list[str]]:
+    """Editors that the first one is ahead of, those that it cannot be told from, and those that are ahead of it.
+
+    The differences are on the records that all editors have, so where edits failed, they may turn a ranking round.
+    """
+    behind, level, before = [], [], []
     for one in findings["differences"]:
         # no p: there are fewer than two subjects, so nothing can be said
         if one["measure"] == score and first in (one["first"], one["second"]) and not missing(one["p_max_t"]):
             other = one["second"] if one["first"] == first else one["first"]
-            (behind if one["p_max_t"] < LEVEL else level).append(label_words(other))
-    return behind, level
+            ahead = (one["difference"] > 0) == (one["first"] == first)
+            group = level if one["p_max_t"] >= LEVEL else behind if ahead else before
+            group.append(label_words(other))
+    return behind, level, before
 
 
 def _baseline(findings: Mapping[str, Any], score: str) -> str:
