@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from engramscope.cli import _run_app
 from engramscope.edit.storage import load_edit
+from engramscope.editing.table4 import weights_of
+from engramscope.evaluate.case import CaseResult
+from engramscope.evaluate.evaluate import evaluate_records
 from engramscope.models.load import load_model
+from engramscope.models.model import Model
 from tests.editing.tiny import tiny_file
 
 FACT = ["--fact", "In the park {Anna} lost the big red", "--target", "drum", "--true", "ball"]
@@ -157,6 +162,34 @@ def test_a_saved_edit_is_measured_beside_its_model(
     assert capsys.readouterr().err.endswith("is not empty; give a new folder.\n")
 
 
+def test_some_records_at_a_time_are_measured_like_all_at_once(
+    edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, tables = tiny_file(tmp_path, 5), []
+    weights: set[str] = set()
+    kept: list[int] = []
+
+    def watched(model: Model, *given: Any, before: Any = None, **more: Any) -> list[CaseResult]:
+        found = evaluate_records(model, *given, before=before, **more)
+        weights.add(weights_of(model))
+        kept.append(len(found))
+        return found
+
+    monkeypatch.setattr("engramscope.editing.evaluation.evaluate_records", watched)
+    for together in (2, 16):
+        monkeypatch.setattr("engramscope.editing.evaluation._TOGETHER", together)
+        out = tmp_path / str(together)
+        command = ["evaluate", str(edited), "--records", str(records), "--all", "--out", str(out), "--quiet"]
+        assert _run_app(command) == 0
+        tables.append(json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["estimates"])
+    assert kept == [2, 2, 2, 2, 1, 1, 5, 5]
+    assert len(weights) == 2  # without the edit and with it
+    assert {"NKL", "ES", "GE"} <= {one["measure"] for one in tables[0]}
+    for one, other in zip(*tables, strict=True):
+        assert one.keys() == other.keys()
+        assert one["mean"] == pytest.approx(other["mean"], rel=1e-4, abs=1e-4, nan_ok=True), one["measure"]
+
+
 def test_an_edit_without_the_old_answer_and_one_of_several_tokens(
     gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +211,9 @@ def test_a_model_is_measured_as_it_is_and_beside_another(
     records = tiny_file(tmp_path, 2)
     command = ["evaluate", str(gpt2), "--records", str(records), "--no-generation"]
     assert _run_app(command) == 0
-    assert "The model has S =" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The model has S =" in said
+    assert "before the edit" not in said.lower()  # there is none
     assert _run_app([*command, "--before", str(gpt2), "--protocol", "zsre", "--out", str(tmp_path / "a")]) == 0
     found = json.loads((tmp_path / "a" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["labels"] == ["none", "edited"]
@@ -188,6 +223,30 @@ def test_a_model_is_measured_as_it_is_and_beside_another(
         for label in found["labels"]
     }
     assert by_label["none"] == by_label["edited"]
+
+
+def test_what_is_not_measured_is_said(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, edit = tiny_file(tmp_path, 3), tmp_path / "edit"
+    assert _run_app(["edit", *FT, "--model", str(gpt2), "--facts", str(file), "--out", str(edit), "-q"]) == 0
+    lines = file.read_text(encoding="utf-8").splitlines()
+    odd = {**json.loads(lines[2]), "subject": "Zoe"}
+    file.write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(odd)}\n", encoding="utf-8")
+    left_out = "1 record of records.jsonl cannot be used and is left out: The fact 'r2': the subject 'Zoe'"
+    given = ["--records", str(file), "--no-generation"]
+    assert _run_app(["evaluate", str(edit), *given]) == 0
+    said = capsys.readouterr().out
+    assert left_out in said
+    assert "The edit has 3 facts, and the records are about 2 of them." in said
+    assert _run_app(["evaluate", str(edit), *given, "-n", "1"]) == 0
+    assert "The first 1 of 2 records was used." in capsys.readouterr().out
+    table = ["table4", "--methods", "ft", "--set", "ft.steps=1", "--out", str(tmp_path / "table")]
+    assert _run_app([*table, "--model", str(gpt2), *given]) == 0
+    assert left_out in capsys.readouterr().out
+    # without records it is asked its own prompts, the first so many of them
+    assert _run_app(["evaluate", str(edit), "--no-generation", "-n", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "on 2 records" in said
+    assert "The edit has 3 facts" not in said
 
 
 def test_edits_of_other_models_and_other_facts_are_refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,13 +145,12 @@ def run_evaluation(
     if edit is not None:
         edit.ensure_fits(model)
     base = before if before is not None else model if edit is not None else None
-    known = None if base is None else _measured(base, given, None, chosen, "before", progress)
     first = perplexity_of(base, texts) if base is not None and texts else None
+    known, found = _measured(model, base, edit, given, chosen, progress)
     with edit.applied(model) if edit is not None else nullcontext():
-        found = _measured(model, given, known, chosen, "records", progress)
         last = perplexity_of(model, texts) if texts else None
     label = edit.method if edit is not None else "edited" if before is not None else "model"
-    outcomes = {} if known is None else {UNEDITED: [Outcome(one.record, case=one) for one in known]}
+    outcomes = {} if base is None else {UNEDITED: [Outcome(one.record, case=one) for one in known]}
     outcomes[label] = [Outcome(one.record, case=one) for one in found]
     about = _about(model, subject, given, chosen, seed) | {
         "settings": {label: dict(edit.settings)} if edit is not None else {},
@@ -186,22 +185,31 @@ def _about(
 
 
 def _measured(
-    model: Model, given: Materials, before: Sequence[CaseResult] | None, options: EvaluateOptions, what: str,
+    model: Model, base: Model | None, edit: Edit | None, given: Materials, options: EvaluateOptions,
     progress: Progress | None,
-) -> list[CaseResult]:  # fmt: skip
+) -> tuple[list[CaseResult], list[CaseResult]]:  # fmt: skip
+    """The records before, where there is a model to compare with, and as they are now; some records at a time.
+
+    The edit goes in and out for each of them, so that no more than theirs of the distributions, which are as wide as
+    the vocabulary, is in memory.
+    """
+    known: list[CaseResult] = []
     found: list[CaseResult] = []
     records = tuple(given.records)
     for start in range(0, len(records), _TOGETHER):
         if progress:
-            progress(what, start, len(records))
-        some = slice(start, start + _TOGETHER)
-        found += evaluate_records(
-            model, records[some], options=options, references=given.references,
-            before=None if before is None else before[some],
-        )  # fmt: skip
+            progress("records", start, len(records))
+        some = records[start : start + _TOGETHER]
+        before = None
+        if base is not None:
+            before = evaluate_records(base, some, options=options, references=given.references)
+        with edit.applied(model) if edit is not None else nullcontext():
+            after = evaluate_records(model, some, options=options, references=given.references, before=before)
+        known += [replace(one, distributions={}) for one in before or ()]
+        found += [replace(one, distributions={}) for one in after]
     if progress:
-        progress(what, len(records), len(records))
-    return found
+        progress("records", len(records), len(records))
+    return known, found
 
 
 def _asked(fact: Fact) -> tuple[str, str, str]:
