@@ -60,6 +60,13 @@ class CheckError(EngramscopeError):
     """One of our own checks failed; a result computed under it would not be trustworthy."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of its device does not suffice; imports no torch."""
+    said = str(error)  # torch's words on Linux and macOS, and on Windows
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in said or "not enough memory" in said
+
+
 def shortened(faults: Sequence[str], most: int = 20) -> list[str]:
     """The first faults of a long list, and how many more there are."""
     return list(faults) if len(faults) <= most else [*faults[:most], f"... and {len(faults) - most} more."]

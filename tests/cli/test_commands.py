@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from engramscope.cli import _run_app, app
 from engramscope.study_file import read_study
@@ -144,6 +145,30 @@ def test_the_executor_can_be_chosen_and_finds_the_same(
     assert "\x1b" not in capsys.readouterr().out
     assert _run_app(["run", str(path), "--out", str(tmp_path / "x"), "--executor", "fast"]) == 2
     assert "'fast' is no executor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")],
+)  # fmt: skip
+def test_memory_that_does_not_suffice_is_one_message(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*given: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("engramscope.models.load.load_model", load)
+    assert _run_app(["table4", "--methods", "ft", "--out", "nowhere"]) == 1
+    assert "The memory of the machine or of its device does not suffice." in capsys.readouterr().err
+
+
+def test_another_fault_of_ours_is_not_called_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*given: object, **more: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("engramscope.models.load.load_model", load)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        _run_app(["table4", "--methods", "ft", "--out", "nowhere"])
 
 
 def test_the_program_as_it_is_installed_survives_a_terminal_without_unicode() -> None:

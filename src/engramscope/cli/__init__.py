@@ -28,6 +28,11 @@ for _topic in sorted(module.name for module in pkgutil.iter_modules(commands.__p
 #: the common base of usage errors; typer re-exports only its subclasses
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_NO_ROOM = (
+    "The memory of the machine or of its device does not suffice. A smaller model, --dtype bfloat16 or --device cpu "
+    "needs less; what was finished is kept where the command has --resume."
+)
+
 
 def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
@@ -64,6 +69,12 @@ def _run_app(arguments: list[str]) -> int:
         return complain("\n".join(error.faults), EXIT_INPUT)
     except EngramscopeError as error:
         return complain(str(error), EXIT_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        from engramscope.errors import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        return complain(_NO_ROOM, EXIT_FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED

@@ -26,6 +26,7 @@ from engramscope.engine.stem import stem_index, stem_taps
 from engramscope.engine.tail import Tail
 from engramscope.engine.wave import Wave
 from engramscope.engine.writes import Store
+from engramscope.errors import out_of_memory
 from engramscope.models.drive import passed_by, visited
 from engramscope.models.families._base import AttentionRoute
 from engramscope.models.fused import FusedLinears, fused_activations
@@ -103,9 +104,9 @@ def _with_less(
             done.update(answered.runs)
             yield answered
         return
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         left = tuple(readout for readout in plan.readouts if readout.run not in done)
-        if not _out_of_memory(error) or (budget.tokens == 1 and len(left) == 1):
+        if not out_of_memory(error) or (budget.tokens == 1 and len(left) == 1):
             raise
     if way.model.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -114,11 +115,6 @@ def _with_less(
     for readouts in (left[:half], left[half:]):
         if readouts:
             yield from _with_less(way, Plan(plan.bases, plan.derived, readouts), less, columns, skip)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    said = str(error)  # torch's words on Linux and macOS, and on Windows
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said
 
 
 def _passage(

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engramscope.errors import CheckError, InputError
+from engramscope.errors import CheckError, InputError, out_of_memory
 from engramscope.finetune.layout import Layout
 from engramscope.results.lock import FolderLock
 
@@ -102,7 +102,7 @@ def sentence_of(error: BaseException, folder: Path) -> str | None:
         one = one.__cause__ or one.__context__
     if any(_is_full(one) for one in chain):
         return full_sentence(folder)
-    if any(type(one).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(one) for one in chain):
+    if any(out_of_memory(one) for one in chain):
         return (
             "There is not enough memory for a batch. Halve it and double the accumulation, which learns the same: "
             "--set train_batch=4 --set accumulation=8, in a new folder; or make chunks shorter (--set chunk=256)."
