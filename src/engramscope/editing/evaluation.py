@@ -84,7 +84,11 @@ def records_of_edit(edit: Edit, records: Records | None) -> Records:
             f"None of the {len(records):,} records is about a fact of the edit ({first.prompt!r} → {first.target!r}); "
             "give the records that it was made from, or --all to ask them all, whatever they are about."
         )
-    return replace(records, records=found)
+    about = len(asked & {_asked(record.fact) for record in found})
+    if about == len(asked):
+        return replace(records, records=found)
+    said = f"The edit has {len(asked):,} facts, and the records are about {about:,} of them."
+    return replace(records, records=found, notes=(*records.notes, said))
 
 
 def evaluated_materials(
@@ -111,10 +115,10 @@ def evaluated_materials(
     if not records:
         if edit is None:
             raise InputError("Say what the model is to be asked: --records FILE, or --records bundled.")
-        return Materials(records_of_edit(edit, None), *held_out(model, texts))
+        return Materials(_first(records_of_edit(edit, None), count), *held_out(model, texts))
     read = materials(model, records, texts=texts, references=references, seed=seed, progress=progress)
     kept = read.records if edit is None or everything else records_of_edit(edit, read.records)
-    return replace(read, records=replace(kept, records=first_records(kept, count)))
+    return replace(read, records=_first(kept, count))
 
 
 def run_evaluation(
@@ -178,7 +182,7 @@ def _about(
         "kind": KIND, "model": model_facts(model), "skipped": [], "seed": seed,
         "edit": None if edit is None else {"path": str(subject.path), "facts": len(edit.facts)},
         "texts": len(given.texts), "texts_from": given.texts_from, "records_available": len(records),
-        "records_notes": list(records.notes), "versions": versions(), "machine": machine(),
+        "records_notes": list(records.remarks), "versions": versions(), "machine": machine(),
         "protocol": protocol_of(tuple(records), options, given.references, data=records.name,
                                 data_sha256=records.sha256),
     }  # fmt: skip
@@ -210,6 +214,15 @@ def _measured(
     if progress:
         progress("records", len(records), len(records))
     return known, found
+
+
+def _first(records: Records, count: int | None) -> Records:
+    """The first so many records, and a note where there are more."""
+    some = first_records(records, count)
+    if len(some) == len(records):
+        return records
+    said = f"The first {len(some):,} of {len(records):,} records {'was' if len(some) == 1 else 'were'} used."
+    return replace(records, records=some, notes=(*records.notes, said))
 
 
 def _asked(fact: Fact) -> tuple[str, str, str]:

@@ -56,15 +56,17 @@ def table_findings(
             progress("statistics", number + 1, len(main) + 1)
         if len(editors) > 1:
             compared += [asdict(one) for one in differences(editors, name, clusters, seed=seed, resamples=RESAMPLES)]
-    known = knowledge(results.get(UNEDITED, []))
+    known = knowledge(results[UNEDITED]) if UNEDITED in results else None
     if progress:
         progress("statistics", len(main) + 1, len(main) + 1)
     return {
         **about,
         "n": len(records), "subjects": len(set(clusters.values())), "labels": list(outcomes), "measures": main,
         "estimates": [asdict(one) for one in estimates], "differences": compared,
-        "knowledge": {"known": len(known.known), "unknown": len(known.unknown), "unasked": len(known.unasked),
-                      "sentence": known.sentence},
+        "knowledge": None if known is None else {
+            "known": len(known.known), "unknown": len(known.unknown), "unasked": len(known.unasked),
+            "sentence": known.sentence,
+        },
         "editors": {label: editor_facts(found) for label, found in outcomes.items()},
         "published": _published(about), "samples": _samples(outcomes, records),
     }  # fmt: skip

@@ -154,7 +154,7 @@ def _about(model: Model, plan: Plan) -> dict[str, Any]:
     return {
         "kind": KIND, "model": model_facts(model), "seed": plan.seed, "stops": list(plan.stops), "batch": plan.batch,
         "sample": plan.sample, "texts": len(given.texts), "texts_from": given.texts_from,
-        "records_available": len(given.records), "records_notes": list(given.records.notes), "versions": versions(),
+        "records_available": len(given.records), "records_notes": list(given.records.remarks), "versions": versions(),
         "machine": machine(),
         "protocol": protocol_of(plan.records, plan.options, given.references, data=given.records.name,
                                 data_sha256=given.records.sha256),

@@ -102,7 +102,7 @@ def run_table4(
             "kind": KIND, "model": model_facts(model), "settings": settings, "skipped": skipped, "seed": seed,
             "perplexity": None if base is None else base.value, "texts": len(materials.texts),
             "texts_from": materials.texts_from, "records_available": len(materials.records),
-            "records_notes": list(materials.records.notes), "versions": versions(), "machine": machine(),
+            "records_notes": list(materials.records.remarks), "versions": versions(), "machine": machine(),
             "protocol": protocol_of(records, chosen, materials.references, data=materials.records.name,
                                  data_sha256=materials.records.sha256),
         }  # fmt: skip

@@ -51,7 +51,8 @@ def remarks(findings: Mapping[str, Any]) -> list[str]:
             "and rather too narrow than too wide."
         )
     if findings["n"] < findings["records_available"]:
-        said.append(f"The first {findings['n']:,} of {findings['records_available']:,} records were used.")
+        was = "was" if findings["n"] == 1 else "were"
+        said.append(f"The first {findings['n']:,} of {findings['records_available']:,} records {was} used.")
     said += list(findings["records_notes"])
     if findings["subjects"] < findings["n"]:
         said.append(

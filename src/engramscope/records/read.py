@@ -61,6 +61,17 @@ class Records(Sequence[Record]):
         """How many facts have no new target, and so cannot be edited before one is drawn (`with_drawn_targets`)."""
         return sum(not record.fact.target for record in self.records)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What must stand beside every number from these records: how many were left out, and the notes."""
+        if not self.unusable:
+            return self.notes
+        count = len(self.unusable)
+        left_out = "1 record" if count == 1 else f"{count:,} records"
+        verb, first = ("is", "") if count == 1 else ("are", ", the first for this reason")
+        reason = self.unusable[0].reasons[0]
+        return (f"{left_out} of {self.name} cannot be used and {verb} left out{first}: {reason}", *self.notes)
+
     def described(self) -> list[str]:
         """What was read and what was left out, and the notes: sentences for a person."""
         sentences = [f"{self.name} ({self.format}): {len(self):,} records."]
