@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,34 @@ def test_an_edit_does_not_fit_another_model_or_another_state() -> None:
         down_projection(model, 9)
 
 
+def test_an_edit_that_cannot_go_in_whole_does_not_go_in_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_with_tokenizer("gpt2")
+    bits = all_bits(model)
+    one, two = random_edit(model, layer=0), random_edit(model, layer=1)
+    both = replace(one, deltas={**one.deltas, **two.deltas})
+    narrow = replace(both, deltas={**one.deltas, **{name: Dense(torch.ones(1, 5)) for name in two.deltas}})
+    with pytest.raises(InputError, match=r"no parameter transformer\.h\.1\.mlp\.c_proj\.weight of shape \(1, 5\)"):
+        narrow.apply(model, anyway=True)
+    with pytest.raises(InputError, match=r"no parameter transformer\.h\.0"):
+        both.apply(tiny_with_tokenizer("llama"), anyway=True)
+    last, dense = [*both.deltas.values()][-1], LowRank.dense
+
+    def refused(delta: LowRank) -> torch.Tensor:
+        if delta is last:
+            raise MemoryError
+        return dense(delta)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LowRank, "dense", refused)
+        with pytest.raises(MemoryError):
+            both.apply(model)
+    assert same_bits(model, bits)
+    assert applied_to(model.hf) == ()
+    with both.applied(model):
+        assert not same_bits(model, bits)
+    assert same_bits(model, bits)
+
+
 def test_the_hash_of_a_loaded_model_follows_its_edits(tmp_path: Path) -> None:
     from engramscope.models.load import load_model
 
@@ -179,6 +208,17 @@ def test_saved_and_loaded(tmp_path: Path, dense: bool) -> None:
         load_edit(tmp_path / "c.safetensors")
 
 
+def test_what_several_matrices_are_given_alike_is_saved(tmp_path: Path) -> None:
+    model = shared_model("gpt2")
+    first, second = down_projection(model, 0), down_projection(model, 1)
+    value = torch.randn(1, first.n_out)
+    deltas = {linear.name: outer(linear, torch.ones(1, linear.n_in), value) for linear in (first, second)}
+    replace(random_edit(model), deltas=deltas).save(tmp_path / "a.safetensors")
+    again = load_edit(tmp_path / "a.safetensors")
+    for name, delta in deltas.items():
+        assert torch.equal(again.deltas[name].dense(), delta.dense())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_exported_checkpoint_is_the_edited_model(
     tmp_path: Path, family: str, capfd: pytest.CaptureFixture[str]
@@ -195,6 +235,29 @@ def test_an_exported_checkpoint_is_the_edited_model(
     assert not torch.allclose(model.logits(TOKENS), wanted)
     half = Model.from_parts(tiny_hf(family, vocab_size=model.anatomy.vocab).bfloat16(), name="half", check=False)
     assert export(random_edit(half, scale=1e-4), half, tmp_path / "half") < 0.9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_exported_checkpoint_holds_the_edits_that_were_in_the_model_before(
+    tmp_path: Path, family: str, dtype: torch.dtype
+) -> None:
+    model = Model.from_parts(tiny_hf(family).to(dtype), name="two", check=False)
+    first, second = random_edit(model, layer=0), random_edit(model, layer=1, seed=1)
+    with first.applied(model):
+        third = random_edit(model, layer=0, seed=2)
+        with second.applied(model), third.applied(model):
+            wanted = model.logits(TOKENS).float()
+        with second.applied(model):
+            share = third.export(model, tmp_path / "out")
+            with third.applied(model), pytest.raises(InputError, match=r"in the model already|another value"):
+                third.export(model, tmp_path / "twice")
+    assert share == pytest.approx(1.0, abs=0.02)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype).eval()
+    error = (again(TOKENS).logits.detach().float() - wanted).abs().max()
+    # the weights of the checkpoint are rounded
+    assert error <= 16 * torch.finfo(dtype).eps * wanted.abs().max()
+    assert error < 0.2 * (model.logits(TOKENS).float() - wanted).abs().max()
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

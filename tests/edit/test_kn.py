@@ -278,6 +278,25 @@ def test_neurons_are_those_above_the_share_of_the_largest() -> None:
     assert not knowledge_neurons(torch.zeros(2, 3), 0.0).any()
 
 
+def test_attributions_that_are_no_numbers_are_not_taken_for_silence() -> None:
+    model = tiny_with_tokenizer("gpt2")
+    with torch.no_grad():
+        model.hf.transformer.h[2].mlp.c_proj.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="attributions of neurons in gpt2 are not finite"):
+        make_editor("kn", {"steps": 2}).compute(model, FACT)
+
+
+def test_answers_that_begin_with_one_token_change_nothing_and_that_is_said() -> None:
+    fact = Fact("In the park Bob lost the big red", "Bob", "drum coat", "drum kite", "alike")
+    model = shared_model("gpt2")
+    edit = make_editor("kn", {"steps": 2}).compute(model, fact)
+    assert all(delta.norm() == 0 for delta in edit.deltas.values())
+    assert "'drum kite' and 'drum coat' begin with the same token" in edit.notes[0]
+    # every token of the target is added, so something is left
+    edit = make_editor("kn", {"steps": 2, "multi_token": "same_position"}).compute(model, fact)
+    assert all(delta.norm() > 0 for delta in edit.deltas.values())
+
+
 def test_where_no_neuron_is_found_nothing_is_edited_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = shared_model("gpt2")
     monkeypatch.setattr("engramscope.edit.editors.kn.editor.knowledge_neurons", lambda scores, _: scores > math.inf)

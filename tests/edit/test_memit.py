@@ -118,6 +118,19 @@ def test_many_facts_at_several_layers_by_plain_algebra(
     assert all(torch.equal(value, bits[name]) for name, value in weight_tensors(model.hf).items())
 
 
+def test_keys_are_averaged_within_texts_of_one_length_and_then_over_the_lengths(given: dict[str, Any]) -> None:
+    model = shared_model("gpt2")
+    options = {**given, "layers": (1,), "mom2": False, "weight": 0.5, "prefixes": ((3, 4), (0, 9), (1, 7))}
+    edit = make_editor("memit", options).compute(model, FACT)
+    own = torch.stack(plain_rome.keys_of(model, down_projection(model, 1).module, FACT, list(edit.prefixes)))
+    assert len(own) == 5
+    key = (own[0] + own[1:4].mean(0) + own[4]) / 3
+    change = change_of(edit, down_projection(model, 1))
+    # of rank one, along the key
+    along = change.T @ (key / key.norm())
+    assert float(along.norm()) == pytest.approx(float(change.norm()), rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [3, 40])
 def test_the_two_ways_to_solve_are_the_same(count: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -116,6 +116,39 @@ def test_nothing_global_is_drawn_from_and_no_gradient_is_left(given: dict[str, A
     assert model.hf.training
 
 
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_a_model_in_training_mode_is_edited_as_one_that_is_not(
+    method: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    words = tokenizer()
+    hf = tiny_hf("gpt2", vocab_size=len(words), resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
+    model = Model.from_parts(hf, words, name="dropping")
+    given = {key: value for key, value in given.items() if key != "layer"}
+    given |= {"layer": 1} if method == "rome" else {"layers": (1,)}
+    wanted = make_editor(method, given).compute(model, FACT)
+    hf.train()
+    state = torch.get_rng_state()
+    found = make_editor(method, {**given, "cache": tmp_path}).compute(model, FACT)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in hf.modules())
+    assert found.prefixes == wanted.prefixes
+    for name, delta in wanted.deltas.items():
+        assert torch.equal(found.deltas[name].dense(), delta.dense())
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_a_loss_that_is_no_number_does_not_pass_for_a_low_one(method: str, given: dict[str, Any]) -> None:
+    model = tiny_with_tokenizer("gpt2")
+    with torch.no_grad():
+        model.hf.transformer.h[2].mlp.c_proj.weight[0, 0] = torch.nan
+    given = {key: value for key, value in given.items() if key != "layer"}
+    given |= {"layer": 1} if method == "rome" else {"layers": (0, 1)}
+    with pytest.raises(InputError, match="The loss of a new value is not a number after 0 steps"):
+        make_editor(method, {**given, "prefixes": ()}).compute(model, FACT)
+    with pytest.raises(InputError, match="no texts can be drawn from it"):
+        make_editor(method, given).compute(model, FACT)
+
+
 def test_the_edit_makes_the_model_say_the_target_and_says_so(given: dict[str, Any]) -> None:
     model = shared_model("gpt2")
     edit = make_editor("rome", {**given, "steps": 60, "clamp": 50.0, "prefixes": ()}).compute(model, OTHER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from engramscope.edit.delta import Delta
 from engramscope.edit.edit import Edit, combined, fingerprint, identity
+from engramscope.edit.frozen import evaluating
+from engramscope.errors import InputError
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact, ensure_facts
 
@@ -65,8 +68,13 @@ class Editor(ABC):
         given = [facts] if isinstance(facts, Fact) else list(facts)
         ensure_facts(given)
         self._ensure(model, given)
-        if self.joint == "many":
-            return self._compute(model, given, seed, progress)
+        with evaluating(model.hf):
+            if self.joint == "many":
+                return self._compute(model, given, seed, progress)
+            return self._one_by_one(model, given, seed, progress)
+
+    def _one_by_one(self, model: Model, given: list[Fact], seed: int, progress: Progress | None) -> Edit:
+        """An edit for each fact, each with those before it in place, as one."""
         edits: list[Edit] = []
         with ExitStack() as stack:
             for done, fact in enumerate(given):
@@ -109,8 +117,16 @@ class Editor(ABC):
             prefixes: texts that were put before the prompts.
             diagnostics: plain numbers, texts and lists; "facts" holds a mapping for each fact.
             notes: sentences about what a user should know.
+
+        Raises:
+            InputError: what is to be added is not finite.
         """
         parameters = dict(model.hf.named_parameters())
+        if damaged := [name for name, delta in deltas.items() if not math.isfinite(delta.norm())]:
+            raise InputError(
+                f"What {self.name!r} would add to {damaged[0]} is not finite; load the model in float32, or choose "
+                "smaller steps."
+            )
         settings = {"editor": self.name, "preset": self.preset, **self.options.model_dump(mode="json")}
         before = {name: fingerprint(parameters[name]) for name in deltas}
         return Edit(self.name, dict(deltas), tuple(facts), settings, seed, identity(model), before, tuple(prefixes),

@@ -78,7 +78,8 @@ def apply_deltas(hf: nn.Module, owner: object, deltas: Mapping[str, Delta]) -> N
         deltas: name of a parameter -> what is added.
 
     Raises:
-        InputError: the owner is in the model already, or a parameter in half precision belongs to no linear map.
+        InputError: the owner is in the model already, the model has no such parameter of that shape, or one in half
+            precision belongs to no linear map.
     """
     stack = _IN.setdefault(hf, [])
     if any(one.owner is owner for one in stack):
@@ -107,14 +108,24 @@ def revert_deltas(hf: nn.Module, owner: object) -> None:
 @torch.no_grad()
 def _put(hf: nn.Module, owner: object, deltas: Mapping[str, Delta]) -> Applied:
     parameters = dict(hf.named_parameters())
+    for name, delta in deltas.items():
+        if name not in parameters or tuple(parameters[name].shape) != delta.shape:
+            raise InputError(f"The model has no parameter {name} of shape {delta.shape}; the edit is of another model.")
     kept = {name: parameters[name].detach().clone() for name in deltas if parameters[name].dtype in _WIDE}
     beside = [name for name in deltas if name not in kept]
     for name in beside:
         _ensure_linear(hf, name)
-    for name in kept:
-        parameter = parameters[name]
-        parameter.copy_(parameter + deltas[name].dense().to(parameter.device, parameter.dtype))
-    return Applied(owner, deltas, kept, tuple(_beside(hf, name, deltas[name]) for name in beside))
+    hooks: list[Any] = []
+    try:
+        for name in kept:
+            parameter = parameters[name]
+            parameter.copy_(parameter + deltas[name].dense().to(parameter.device, parameter.dtype))
+        for name in beside:
+            hooks.append(_beside(hf, name, deltas[name]))
+    except BaseException:  # an edit that is half in could not be reverted
+        _take_out(hf, Applied(owner, deltas, kept, tuple(hooks)))
+        raise
+    return Applied(owner, deltas, kept, tuple(hooks))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from engramscope.edit._base import Progress
 from engramscope.edit.applied import deltas_in, without_deltas
 from engramscope.edit.delta import Delta, LowRank
 from engramscope.edit.edit import identity
+from engramscope.edit.frozen import evaluating
 from engramscope.edit.keys import input_of
 from engramscope.edit.matrices import down_projection
 from engramscope.edit.moment_store import MomentStore, Partial, SecondMoment
@@ -81,7 +82,7 @@ def second_moments(
     missing = [layer for layer in said if layer not in found]
     if missing:
         wanted = {layer: said[layer] for layer in missing}
-        with nullcontext() if edited else without_deltas(model.hf):
+        with evaluating(model.hf), nullcontext() if edited else without_deltas(model.hf):
             measured = _measured(_Pass(model, missing, texts, budget, cut, progress), wanted, store, save_every_s)
         for layer, moment in measured:
             found[layer] = moment

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engramscope.edit.passes import logits_where, wide
 from engramscope.edit.tokens import encoder_of
+from engramscope.errors import InputError
 from engramscope.models.model import Model
 
 #: where a text begins in a model that has no token for the start of a text
@@ -38,6 +39,9 @@ def sample_prefixes(
     Returns:
         The texts, in the order of `counts`, ready to be put before a prompt. Braces in them mean nothing.
 
+    Raises:
+        InputError: the model gives no probabilities to draw from.
+
     Source: Meng et al. 2022, ROME, section 3.1; the released code draws them without a seed, and those of MEMIT begin
     with the five words.
     """
@@ -49,6 +53,11 @@ def sample_prefixes(
     while growing := [index for index, row in enumerate(rows) if len(row) - leading[index] < lengths[index]]:
         logits = _next_logits(model, [rows[index] for index in growing])
         best = logits.topk(min(top_k, logits.shape[-1]))
+        if not bool(torch.isfinite(best.values).all()):
+            raise InputError(
+                "The model gives values that are not finite, so no texts can be drawn from it; it is damaged, or it "
+                "overflows: load it in float32."
+            )
         drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
         for index, token in zip(growing, best.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
             rows[index].append(token)

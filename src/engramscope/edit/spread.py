@@ -156,7 +156,7 @@ def spread(
             if progress:
                 progress("layers", place, len(what.layers))
             linear = down_projection(model, layer)
-            keys = subject_keys(model, linear, asks, _by_kind(len(prefixes))).mean
+            keys = subject_keys(model, linear, asks, _by_kind([count for count, _ in options.prefixes])).mean
             (now,) = at_subjects(model, bare, [port])
             residual = (goal.to(now) - now) / (len(what.layers) - place)
             delta = total([outer(linear, key_side(layer, keys), residual)])
@@ -179,11 +179,14 @@ def spread(
     )  # fmt: skip
 
 
-def _by_kind(prefixes: int) -> list[float]:
-    """Weights of the prompt and of the prompt after each text: the mean within a kind, then over the two kinds."""
-    if not prefixes:
-        return [1.0]
-    return [0.5] + [0.5 / prefixes] * prefixes
+def _by_kind(counts: Sequence[int]) -> list[float]:
+    """Weights of the prompt and of the prompt after each text: the mean within a kind, then over the kinds.
+
+    Args:
+        counts: how many texts there are of each length; the prompt as it stands is a kind of its own.
+    """
+    kinds = [1, *(count for count in counts if count)]
+    return [1 / (len(kinds) * count) for count in kinds for _ in range(count)]
 
 
 def _entries(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from engramscope.edit.applied import applied_to, deltas_in
 from engramscope.edit.delta import Delta, Dense, LowRank
 from engramscope.edit.edit import Edit
 from engramscope.errors import InputError, ResultsError
@@ -22,6 +23,8 @@ from engramscope.results.atomic import disk_sentence, jsonable, write_bytes
 from engramscope.results.folders import refuse_occupied
 
 _SCHEMA = 1
+#: types of parameters that edits are added to; those of other types are edited beside them
+_WIDE = (torch.float32, torch.float64)
 _KEY = "engramscope_edit"
 #: where a checkpoint is written before its files take their names
 _WORK = ".part"
@@ -37,13 +40,18 @@ def save_edit(edit: Edit, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, delta in edit.deltas.items():
         if isinstance(delta, LowRank):
-            tensors[f"{name}|left"], tensors[f"{name}|right"] = delta.left.contiguous(), delta.right.contiguous()
+            # copies: several matrices may be given the same vector, and a file holds no tensor twice
+            tensors |= {f"{name}|left": _copy(delta.left), f"{name}|right": _copy(delta.right)}
         else:
             tensors[f"{name}|dense"] = delta.values.contiguous()
     said = {name: getattr(edit, name) for name in _FIELDS}
     said |= {"schema": _SCHEMA, "facts": [asdict(fact) for fact in edit.facts]}
     text = json.dumps(jsonable(said), ensure_ascii=False, allow_nan=False)
     write_bytes(Path(path), save({key: value.cpu() for key, value in tensors.items()}, metadata={_KEY: text}))
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def load_edit(path: str | Path) -> Edit:
@@ -82,6 +90,8 @@ def _deltas(tensors: dict[str, Tensor]) -> dict[str, Delta]:
 def export(edit: Edit, model: Model, folder: Path) -> float:
     """Write the edited model as a plain Hugging Face checkpoint, in the dtype of the model.
 
+    Other edits that are in the model are in the checkpoint, too.
+
     Args:
         edit: the edit.
         model: the model that it was computed on, without the edit.
@@ -99,15 +109,20 @@ def export(edit: Edit, model: Model, folder: Path) -> float:
     parameters = dict(model.hf.named_parameters())
     state = {name: value.detach() for name, value in model.hf.state_dict().items()}
     edit.ensure_fits(model)
+    if edit in applied_to(model.hf):
+        raise InputError("The edit is in the model already; revert it before the edited model is exported.")
     names = {value.data_ptr(): name for name, value in parameters.items()}
     along, square = 0.0, 0.0
-    for name, delta in edit.deltas.items():
+    beside = _beside(model)
+    for name in dict.fromkeys((*beside, *edit.deltas)):
         old = parameters[name].detach()
-        wide = old if old.dtype in (torch.float32, torch.float64) else old.float()
-        change = delta.dense().to(wide.device, wide.dtype)
-        stored = (wide + change).to(old.dtype)
-        along += float(((stored.double() - old.double()) * change.double()).sum())
-        square += float(change.double().square().sum())
+        wide = beside.pop(name) if name in beside else old if old.dtype in _WIDE else old.float()
+        before, stored = wide.to(old.dtype), wide.to(old.dtype)
+        if name in edit.deltas:
+            change = edit.deltas[name].dense().to(wide.device, wide.dtype)
+            stored = (wide + change).to(old.dtype)
+            along += float(((stored.double() - before.double()) * change.double()).sum())
+            square += float(change.double().square().sum())
         state |= {key: stored for key, value in state.items() if names.get(value.data_ptr()) == name}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,3 +132,15 @@ def export(edit: Edit, model: Model, folder: Path) -> float:
     except OSError as error:
         raise ResultsError(disk_sentence(folder, error)) from None
     return along / square if square else 1.0
+
+
+def _beside(model: Model) -> dict[str, Tensor]:
+    """In half precision, the parameters that edits in the model change by hooks, with these edits, in float32."""
+    parameters = dict(model.hf.named_parameters())
+    found: dict[str, Tensor] = {}
+    for deltas in deltas_in(model.hf):
+        for name, delta in deltas.items():
+            if parameters[name].dtype not in _WIDE:
+                old = found.get(name, parameters[name].detach().float())
+                found[name] = old + delta.dense().to(old.device)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from engramscope.edit.frozen import frozen
 from engramscope.edit.passes import logits_where, wide
 from engramscope.edit.tails import Tails, tails_of
 from engramscope.edit.tokens import Ask, Rows, rows_of, scored_nll
+from engramscope.errors import InputError
 from engramscope.models.hooks import Tap, taps
 from engramscope.models.model import Model
 from engramscope.models.site import Port
@@ -109,6 +111,9 @@ def optimise_values(
         tokens: padded tokens of a batch, at most, unless one fact alone has more.
         progress: called with (what, done, total), in steps.
 
+    Raises:
+        InputError: a loss is not a number.
+
     Source: Meng et al. 2022, ROME, equation 4, with the normalisation of the released code (rome/compute_v.py); the
     decay there is |δ|/|v0|², and the divergence is read at the subject's last token.
     """
@@ -172,7 +177,7 @@ def _optimise(
         total, terms = _losses(model, port, layer, batch, deltas, sizes, settings)
         for index in active:
             one = found[index]
-            one.losses.append(float(total[index].detach()))
+            one.losses.append(_number(total[index], step))
             one.nll, one.kl, one.decay = (float(term[index].detach()) for term in terms)
         going = [index for index in active if found[index].losses[-1] >= settings.stop]
         if step == settings.steps - 1 or not going:
@@ -187,6 +192,18 @@ def _optimise(
             keep = torch.isin(batch.owner, torch.tensor(going, device=batch.owner.device))
             batch, active = batch.only(keep), going
     return [replace(one, delta=delta.detach().float()) for one, delta in zip(found, deltas, strict=True)]
+
+
+def _number(loss: Tensor, steps: int) -> float:
+    """The loss; one that is no number is below no bound, and would pass for one that is low enough."""
+    found = float(loss.detach())
+    if not math.isfinite(found):
+        raise InputError(
+            f"The loss of a new value is not a number after {steps} steps. Load the model in float32, or choose a "
+            "smaller learning rate (option 'lr'); where it happens in float32 before the first step, the model is "
+            "damaged."
+        )
+    return found
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ class KnowledgeNeurons(Editor):
             )  # fmt: skip
             old = true.target[0] if options.old == "true" else _predicted(model, target)
             change = _change(model, old, target, options)
-            chosen = knowledge_neurons(torch.stack([one.neurons for one in found]), options.threshold)
+            chosen = knowledge_neurons(_scores(model, found), options.threshold)
             (before,) = stated(model, [target])
             with attached(_hooks(model, chosen, change)):
                 (after,) = stated(model, [target])
@@ -142,13 +142,25 @@ class KnowledgeNeurons(Editor):
             "most_probable_after": after.most_probable, "stated": after.stated,
             "probability_attributed": found[0].at_activation,
         }  # fmt: skip
-        return self.edit(model, facts, deltas, seed, diagnostics={"facts": [entry]}, notes=_notes(fact, chosen, found))
+        return self.edit(
+            model, facts, deltas, seed, diagnostics={"facts": [entry]}, notes=_notes(fact, chosen, change, found)
+        )
 
 
 def knowledge_neurons(scores: Float[Tensor, "layers d_mlp"], threshold: float) -> Bool[Tensor, "layers d_mlp"]:
     """The neurons whose attribution is above a share of the largest one; none where no attribution is above 0."""
     largest = scores.max()
     return (scores > threshold * largest) & (largest > 0)
+
+
+def _scores(model: Model, found: Sequence[Attribution]) -> Float[Tensor, "layers d_mlp"]:
+    scores = torch.stack([one.neurons for one in found])
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(
+            f"The attributions of neurons in {model.name} are not finite; the model is damaged, or it overflows: load "
+            "it in float32."
+        )
+    return scores
 
 
 def _ports(model: Model, activation: Literal["post", "pre"]) -> list[Port]:
@@ -242,11 +254,16 @@ def _described(chosen: Tensor, found: list[Attribution]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _notes(fact: Fact, chosen: Tensor, found: list[Attribution]) -> list[str]:
+def _notes(fact: Fact, chosen: Tensor, change: Tensor, found: list[Attribution]) -> list[str]:
     notes: list[str] = []
     name = fact.id or fact.prompt
     if not chosen.any():
         notes.append(f"KN found no neuron that speaks for {fact.true!r} ({name}), so nothing was edited.")
+    elif not change.any():
+        notes.append(
+            f"KN: {fact.true!r} and {fact.target!r} begin with the same token, and the first one is all that the "
+            f"neurons are given ({name}), so nothing was edited."
+        )
     moved = max(abs(one.at_activation - one.at_zero) for one in found)
     worst = max(one.gap for one in found)
     if worst > 0.1 * moved:
