@@ -213,6 +213,18 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
     assert not out.exists()
 
 
+def test_facts_without_a_target_are_given_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = [
+        {"known_id": n, "prompt": f"{name} was born in", "subject": name, "attribute": city, "relation_id": "P19"}
+        for n, (name, city) in enumerate([("Edgar Allan Poe", "Boston"), ("Marie Curie", "Warsaw")])
+    ]
+    (tmp_path / "known_1000.json").write_text(json.dumps(facts), encoding="utf-8")
+    given = ["--records", str(tmp_path / "known_1000.json"), "--out", str(tmp_path / "out")]
+    assert _run_app(["locate-edit", *given]) == 2
+    # not that they cannot be edited
+    assert "2: the model does not state it" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("traced")
 def test_the_command_prints_the_answer(
     finished: LocateEdit, records: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -57,7 +57,7 @@ def locate_edit(
             edit_seeds=edit_seeds, cluster=cluster, resamples=resamples, seed=seed,
         )  # fmt: skip
         refuse_occupied(out, resume)
-        given, source = _records(records, progress)
+        given, source = _records(records, seed, progress)
         model = load_model(model_name, device=device, dtype=dtype)
         found = run_locate_edit(given, model, out, settings, source=source, resume=resume, progress=progress)
     if not quiet:
@@ -66,13 +66,14 @@ def locate_edit(
         typer.echo(f"\nPage: {found.page}")
 
 
-def _records(name: str, progress: Progress) -> tuple[Any, dict[str, Any]]:
+def _records(name: str, seed: int, progress: Progress) -> tuple[Any, dict[str, Any]]:
     """The records, and where they come from."""
     from engramscope.records import read_records
     from engramscope.records.bundled import bundled_records
     from engramscope.records.located import located
+    from engramscope.records.targets import with_drawn_targets
 
-    found = bundled_records() if name == "bundled" else read_records(located(name, progress))
+    found = bundled_records() if name == "bundled" else with_drawn_targets(read_records(located(name, progress)), seed)
     notes = found.described()
     return found.records, {"name": found.name, "format": found.format, "sha256": found.sha256, "notes": notes}
 
