@@ -137,6 +137,10 @@ def test_cells_are_written_as_published() -> None:
     assert better(one) == "−3.8 to −3.0"
     assert cell({**one, "low": nan, "high": nan}) == "−3.4"
     assert cell(None) == "–"
+    # nats are small, and not times 100
+    nats = {"measure": "NKL", "mean": 0.0532, "low": -0.0237, "high": 0.1301, "better_low": 0.0066, "better_high": inf}
+    assert (cell(nats), better(nats)) == ("0.053 (0.077)", "0.007 to ∞")
+    assert cell({**nats, "mean": -0.0001, "low": nan}) == "0.000"
     assert better({**one, "better_low": None}) == ""
     assert (plain(-0.04), plain(inf), plain(99.96)) == ("0.0", "∞", "100.0")
     assert [label_words(label) for label in ("ke-cf", "ke_cf", "rome-2022", "mine", "mine-2")] == [

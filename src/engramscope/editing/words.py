@@ -82,26 +82,34 @@ def cell(estimate: Mapping[str, Any] | None) -> str:
     """An estimate as in published tables: "92.1 (1.2)"; S has no interval there."""
     if estimate is None or missing(estimate["mean"]):
         return DASH
+    decimals = _decimals(estimate)
     half = None if missing(estimate["low"]) else (estimate["high"] - estimate["low"]) / 2
-    return plain(estimate["mean"]) + ("" if half is None else f" ({plain(half)})")
+    return plain(estimate["mean"], decimals) + ("" if half is None else f" ({plain(half, decimals)})")
 
 
 def better(estimate: Mapping[str, Any] | None) -> str:
     """The better interval: "89.0 to 94.3"; empty where there is none."""
     if estimate is None or missing(estimate["better_low"]) or missing(estimate["better_high"]):
         return ""
-    return f"{plain(estimate['better_low'])} to {plain(estimate['better_high'])}"
+    decimals = _decimals(estimate)
+    return f"{plain(estimate['better_low'], decimals)} to {plain(estimate['better_high'], decimals)}"
 
 
-def plain(value: object) -> str:
-    """A number with one decimal, as the published table has it."""
+def _decimals(estimate: Mapping[str, Any]) -> int:
+    """Values that are not times 100 are small and need more digits."""
+    measure = MEASURES.get(estimate.get("measure", ""))
+    return 3 if measure is not None and measure.scale == 1 else 1
+
+
+def plain(value: object, decimals: int = 1) -> str:
+    """A number with one decimal, as the published table has it, or with more of them."""
     if missing(value):
         return DASH
     x = float(value)  # type: ignore[arg-type]
     if abs(x) == float("inf"):
         return f"{MINUS if x < 0 else ''}∞"
-    text = f"{x:.1f}"
-    return ("0.0" if text == "-0.0" else text).replace("-", MINUS)
+    text = f"{x:.{decimals}f}"
+    return (text if float(text) else text.lstrip("-")).replace("-", MINUS)
 
 
 def measure_title(name: str) -> str:
