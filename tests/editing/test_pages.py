@@ -187,6 +187,17 @@ def test_the_plane_has_a_point_with_both_intervals_for_each_editor() -> None:
     np.testing.assert_allclose(means, means[0])
 
 
+@pytest.mark.parametrize("heights", [[100.0] * 12, [0.0] * 12, [99.0, 98.0, 50.0, 3.0, 2.0, 1.0, 0.0]])
+def test_names_beside_the_plane_do_not_lie_upon_each_other(heights: list[float]) -> None:
+    none = (nan, nan)
+    (axes,) = plane([Point(f"e{n}", 50.0, y, none, none) for n, y in enumerate(heights)], "x", "y", "best").axes
+    names = {text.get_text(): text.xy[1] for text in axes.texts}
+    found = [names[f"e{n}"] for n in range(len(heights))]
+    assert np.diff(found).max() <= -4.4 + 1e-9
+    assert min(found) >= 0
+    assert max(found) <= max(max(heights), 4.4 * len(heights))
+
+
 def test_curves_have_an_axis_that_fits_them() -> None:
     few = curves([Curve("a", [0, 1, 2], [0, 50, 100], [0, 40, 90], [0, 60, 100])], "edits")
     assert few.axes[0].get_xscale() == "linear"

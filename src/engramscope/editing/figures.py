@@ -19,6 +19,8 @@ _LINES = ("#2166ac", "#b2182b", "#4d7f3a", "#8a5a9c", "#b8762a", "#3b8686", "#1d
 _STYLES = ("-", "--", ":")
 #: edits beyond which their axis is logarithmic, and a span of values beyond which theirs is
 _MANY, _DECADE = 20, 10
+#: where the names stand beside a plane, and how far apart, in its units
+_NAMES, _LINE = 108.0, 4.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,7 @@ def plane(points: Sequence[Point], x_label: str, y_label: str, best: str) -> Fig
     axes.set_ylim(-3, 103)
     axes.set_xlabel(x_label, fontsize=9, color=_SOFT)
     axes.set_ylabel(y_label, fontsize=9, color=_SOFT)
-    axes.annotate(best, (100, 100), ha="right", va="top", fontsize=7.5, color=_SOFT, xytext=(0, -3),
-                  textcoords="offset points")  # fmt: skip
+    axes.set_title(f"{best} ↗", loc="right", fontsize=7.5, color=_SOFT)
     return figure
 
 
@@ -174,16 +175,25 @@ def _free_axis(axes: Axes, found: Sequence[Curve]) -> None:
 
 
 def _labels(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside points; where points lie close together the names go one below the other."""
-    taken: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda one: -one.y):
-        left = point.x > 82
-        y = point.y
-        while any(abs(y - other_y) < 4 and abs(point.x - other_x) < 22 for other_x, other_y in taken):
-            y -= 4
-        taken.append((point.x, y))
-        axes.annotate(point.label, (point.x, y), ha="right" if left else "left", va="center", fontsize=8.5, color=_INK,
-                      xytext=(-9 if left else 9, 7), textcoords="offset points", parse_math=False)  # fmt: skip
+    """Names in a column right of the plane, in the order of their points, each with a line to its own."""
+    shown = sorted((point for point in points if np.isfinite([point.x, point.y]).all()), key=lambda one: -one.y)
+    for point, height in zip(shown, _apart([point.y for point in shown]), strict=True):
+        axes.plot([point.x, _NAMES], [point.y, height], color=_SOFT, linewidth=0.5, alpha=0.6, zorder=1, clip_on=False)
+        axes.annotate(point.label, (_NAMES, height), va="center", fontsize=8.5, color=_INK, xytext=(3, 0),
+                      textcoords="offset points", parse_math=False, annotation_clip=False)  # fmt: skip
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Falling heights in [0, 100], moved as far as names need that stand one below the other."""
+    found: list[float] = []
+    for height in heights:
+        found.append(min(height, found[-1] - _LINE) if found else height)
+    # what fell out at the bottom pushes the others up
+    floor = 0.0
+    for place in range(len(found) - 1, -1, -1):
+        found[place] = max(found[place], floor)
+        floor = found[place] + _LINE
+    return found
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

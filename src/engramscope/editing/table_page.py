@@ -42,7 +42,8 @@ def write_table_page(folder: Path, findings: Mapping[str, Any]) -> Path:
         ResultsError: the disk refuses.
     """
     measures = list(findings["measures"])
-    further = [name for name in _FURTHER if any(one["measure"] == name for one in findings["estimates"])]
+    shown = {one["measure"] for one in findings["estimates"]} - set(findings["measures"])
+    further = [name for name in _FURTHER if name in shown]
     text = render_page(
         "engramscope.editing",
         "table.html.j2",
