@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 from engramscope.stats.clusters import Floats
 from engramscope.stats.correction import holm
@@ -45,6 +46,10 @@ def paired_differences(
     p = (1 + #{b: |t_b| ≥ |d| / s}) / (B + 1). Max-T takes the largest |t_b| over the comparisons in each resample; the
     interval for all together is d ± q s with q its quantile.
 
+    Resamples of K clusters vary too little and have the tails of a normal distribution, so t_b is widened to
+    √(K / (K − 1)) t_{K−1}⁻¹(Φ(t_b)), and the percentiles of the interval likewise; with many clusters that changes
+    nothing. No p is below 2^(1 − K), the smallest that exchanging the signs of K clusters can give.
+
     Args:
         values: [cases, columns, parts]; the statistic is of the means of the parts over cases. NaN = missing: such a
             case is left out for all columns.
@@ -59,7 +64,8 @@ def paired_differences(
         NaN throughout where fewer than two clusters have all columns. A difference that is the same in every resample
         has p = 1 where it is 0, and else the smallest p that is possible: all cases agree.
 
-    Source: Westfall & Young 1993 (max-T); Romano & Wolf 2005, algorithm 4.1 (studentised, centred at the estimate).
+    Source: Westfall & Young 1993 (max-T); Romano & Wolf 2005, algorithm 4.1 (centred at the estimate, with one s for
+        all resamples); Hesterberg 2015 (expanded percentiles).
     """
     found = np.asarray(values, dtype=np.float64)
     labels = np.arange(len(found)) if clusters is None else np.asarray(clusters)
@@ -84,13 +90,27 @@ def paired_differences(
     t = np.where(still, np.where(np.abs(difference) <= _ROUNDING * size, 0.0, np.inf),
                  np.abs(difference) / np.where(still, 1.0, spread))  # fmt: skip
     largest = t_drawn.max(axis=1)
-    tail = (1.0 - confidence) / 2.0
+    tail = special.ndtr(-_widened(special.ndtri((1.0 + confidence) / 2.0), n_clusters))
     low, high = np.quantile(drawn, [tail, 1.0 - tail], axis=0)
-    reach = np.quantile(largest, confidence) * spread
-    p = (1 + (t_drawn >= t).sum(axis=0)) / (resamples + 1)
-    p_max = (1 + (largest[:, None] >= t).sum(axis=0)) / (resamples + 1)
+    reach = _widened(np.quantile(largest, confidence), n_clusters) * spread
+    # not what was drawn is widened but what it is compared with is narrowed, which are few numbers
+    least, bound = 2.0 ** (1 - n_clusters), _narrowed(t, n_clusters)
+    p = np.maximum((1 + (t_drawn >= bound).sum(axis=0)) / (resamples + 1), least)
+    p_max = np.maximum((1 + (largest[:, None] >= bound).sum(axis=0)) / (resamples + 1), least)
     return PairedDifferences(difference, low, high, difference - reach, difference + reach, p, p_max, holm(p), cases,
                              n_clusters)  # fmt: skip
+
+
+def _widened(t: ArrayLike, n_clusters: int) -> Floats:
+    """Normal quantiles ≥ 0 as those of Student's t, with the standard error of so many clusters."""
+    freedom = n_clusters - 1.0
+    return -np.sqrt(n_clusters / freedom) * special.stdtrit(freedom, special.ndtr(-np.asarray(t, dtype=np.float64)))
+
+
+def _narrowed(t: ArrayLike, n_clusters: int) -> Floats:
+    """The other way round."""
+    freedom = n_clusters - 1.0
+    return -special.ndtri(special.stdtr(freedom, -np.asarray(t, dtype=np.float64) * np.sqrt(freedom / n_clusters)))
 
 
 def _only(means: Floats) -> Floats:
