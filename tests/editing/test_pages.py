@@ -107,6 +107,14 @@ def test_sentences_say_who_is_ahead_and_who_cannot_be_told_apart() -> None:
     assert "cannot be told" not in sentences(alone)[0]
 
 
+def test_a_difference_that_no_resample_changes_has_no_interval(tmp_path: Path) -> None:
+    records = [Record(f"r{n}", Fact(f"S{n} is", f"S{n}", "x", "y", f"r{n}")) for n in range(6)]
+    outcomes = {name: [outcome(one.id, (1.0, n % 2, 0.5)) for n, one in enumerate(records)] for name in ("ft", "rome")}
+    found = table_findings(outcomes, records, about())
+    text = write_table_page(tmp_path, found).read_text(encoding="utf-8")
+    assert "0.0 to 0.0" not in text
+
+
 def test_who_leads_on_easier_records_only_is_not_called_ahead() -> None:
     records = [Record(f"r{n}", Fact(f"S{n} is", f"S{n}", "x", "y", f"r{n}")) for n in range(40)]
     # one editor fails on the hard half; on the easy half it is behind

@@ -166,7 +166,9 @@ def _matrix(findings: Mapping[str, Any], measure: str) -> dict[str, Any]:
 
 def _cell(one: Mapping[str, Any], sign: int) -> dict[str, Any]:
     low, high = sorted((sign * one["low"], sign * one["high"]))
-    return {"difference": plain(sign * one["difference"]), "interval": f"{plain(low)} to {plain(high)}",
+    # where every resample has the same difference the bootstrap says nothing about how sure it is
+    interval = f"{plain(low)} to {plain(high)}" if low < high else ""
+    return {"difference": plain(sign * one["difference"]), "interval": interval,
             "p": bare_p(one["p_max_t"]), "sure": not missing(one["p_max_t"]) and one["p_max_t"] < LEVEL}  # fmt: skip
 
 

@@ -25,7 +25,8 @@ INTERVALS = {
     "better": "Wilson for one prompt of 0 or 1 a case, and where all cases of a share are 0 or all are 1; else the BCa "
     "bootstrap over cases, or over clusters of cases; where that has no width for a harmonic mean, the harmonic mean "
     "at the limits of its parts",
-    "differences": "paired bootstrap over cases, widened for few of them; max-T over the comparisons of one measure, and Holm",
+    "differences": "paired bootstrap over cases, widened for few of them; max-T over the comparisons of one "
+    "measure, and Holm",
     "confidence": "95 %",
 }
 
