@@ -225,6 +225,18 @@ def test_a_model_is_measured_as_it_is_and_beside_another(
     assert by_label["none"] == by_label["edited"]
 
 
+def test_a_model_with_other_tokens_is_compared_as_far_as_it_can_be(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = str(tiny_file(tmp_path, 2))
+    command = ["evaluate", str(gpt2), "--records", records, "--no-generation", "--before", "mini"]
+    assert _run_app([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "have other tokens than each other, so no divergence is measured" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert {"ES", "NS+"} <= {one["measure"] for one in found["estimates"]}
+    assert not any(one["measure"].startswith("NKL") for one in found["estimates"])
+
+
 def test_what_is_not_measured_is_said(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, edit = tiny_file(tmp_path, 3), tmp_path / "edit"
     assert _run_app(["edit", *FT, "--model", str(gpt2), "--facts", str(file), "--out", str(edit), "-q"]) == 0

@@ -145,6 +145,8 @@ def run_evaluation(
     chosen = options or EvaluateOptions(seed=seed)
     if out is not None:
         refuse_occupied(Path(out))
+    if before is not None:
+        given, chosen = _comparable(model, before, given, chosen)
     edit, records, texts = subject.edit, given.records, given.texts
     if edit is not None:
         edit.ensure_fits(model)
@@ -172,6 +174,20 @@ def run_evaluation(
         raise ResultsError(disk_sentence(folder, error)) from None
     write_table_files(folder, findings, outcomes, name=EVALUATION)
     return Table4(folder, findings)
+
+
+def _comparable(
+    model: Model, before: Model, given: Materials, options: EvaluateOptions
+) -> tuple[Materials, EvaluateOptions]:
+    """What can be measured of two models beside each other, and a note where that is not everything."""
+    if model.anatomy.vocab == before.anatomy.vocab and model.tokenizer.get_vocab() == before.tokenizer.get_vocab():
+        return given, options
+    said = (
+        f"{before.name} and {model.name} have other tokens than each other, so no divergence is measured, and "
+        "perplexities, which are per token, cannot be compared."
+    )
+    records = replace(given.records, notes=(*given.records.notes, said))
+    return replace(given, records=records), options.model_copy(update={"divergence": False})
 
 
 def _about(
