@@ -164,6 +164,8 @@ def test_relations_as_clusters_widen_the_intervals() -> None:
         found = _found(replace(tables, edits=edits), SMALL.model_copy(update={"cluster": cluster}))
         random = primary(found, "ft")["choice"]["success"]["random"]
         widths.append(random["high"] - random["low"])
+        alike = "takes facts of one relation for independent" in " ".join(sentences(found))
+        assert alike == (cluster == "relation")
     assert widths[1] > 1.5 * widths[0]
 
 

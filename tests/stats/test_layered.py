@@ -149,6 +149,31 @@ def test_only_the_permutation_keeps_its_level_where_facts_differ_at_all_layers_a
     assert f > 0.14
 
 
+def _clustered(seed: int, beta: float) -> Any:
+    """Twelve clusters of six facts, which share most of their predictor and most of their outcome."""
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(12), 6)
+    x, noise = (rng.normal(size=(12, 4))[clusters] + 0.5 * rng.normal(size=(72, 4)) for _ in range(2))
+    return x, beta * x + noise, clusters
+
+
+def test_facts_of_one_cluster_are_not_taken_for_independent_by_p() -> None:
+    runs = 150
+    rejected = np.zeros(3)
+    for seed in range(runs):
+        x, y, clusters = _clustered(seed, beta=0.0)
+        gain = explained(x, y, clusters, rng=np.random.default_rng(seed), resamples=99).permutation_p
+        within = [
+            within_layers(x, y, clusters, kind, rng=np.random.default_rng(seed), resamples=99).p[0]
+            for kind in ("pearson", "spearman")
+        ]
+        rejected += np.array([gain, *within]) <= 0.05
+    assert (rejected / runs < 0.11).all()
+    x, y, clusters = _clustered(0, beta=1.5)
+    assert explained(x, y, clusters, rng=np.random.default_rng(0), resamples=999).permutation_p < 0.01
+    assert (within_layers(x, y, clusters, "pearson", rng=np.random.default_rng(0), resamples=999).p < 0.05).all()
+
+
 @pytest.mark.parametrize("kind", ["pearson", "spearman"])
 def test_correlations_are_those_of_scipy(kind: Any) -> None:
     x, y = _tables(7)

@@ -87,6 +87,11 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
             f"Intervals take facts for independent; they come from {relations} relations, and facts of one relation "
             "may be alike (--cluster relation)."
         )
+    if settings["cluster"] == "relation" and relations < found["facts"]["chosen"]:
+        said.append(
+            "The gain once chance is taken off takes facts of one relation for independent, so it and its interval may "
+            "be too high; p does not."
+        )
     said.append(
         "This is about these facts, editors and options in this model. That an edit succeeds at a layer does not show "
         "that the fact was stored there."

@@ -15,7 +15,7 @@ from scipy import stats
 from engramscope.stats.bootstrap import quantile_limits, resample_clusters
 from engramscope.stats.clusters import Floats, block_length
 from engramscope.stats.correction import benjamini_hochberg, holm
-from engramscope.stats.layered import as_tables
+from engramscope.stats.layered import as_tables, cluster_products, scrambled
 
 Kind = Literal["pearson", "spearman"]
 
@@ -29,7 +29,8 @@ class Associations:
         n: facts in every layer.
         r: correlation over facts, -1 to 1; `NaN` where predictor or outcome does not vary.
         low, high: percentile interval, clusters of facts resampled, ranks computed anew in every resample.
-        p: two-sided, outcomes exchanged between facts, whole profiles at a time.
+        p: two-sided, outcomes exchanged between facts, whole profiles at a time; where facts come in clusters, signs of
+            whole clusters flipped.
         p_holm: corrected over layers: the chance of any false one.
         q: corrected over layers: Benjamini and Hochberg's false discovery rate.
     """
@@ -86,7 +87,7 @@ def within_layers(
             n_clusters=np.array([resampling.n_clusters]), expanded=True,
         )  # fmt: skip
         low[layer], high[layer] = limits[0, 0], limits[1, 0]
-    p = _permutation_p(*ranked, r, resamples, rng)
+    p = _permutation_p(*ranked, r, clusters, resamples, rng)
     return Associations(kind, len(x), r, low, high, p, holm(p), benjamini_hochberg(p))
 
 
@@ -145,18 +146,20 @@ def _resampled(x: Floats, y: Floats, counts: np.ndarray, index: np.ndarray, kind
     return np.concatenate(parts)
 
 
-def _permutation_p(x: Floats, y: Floats, r: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """`p = (1 + #{|r| ≥ |r observed|}) / (1 + resamples)`, with the same exchanges in every layer."""
+def _permutation_p(
+    x: Floats, y: Floats, r: Floats, clusters: ArrayLike, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """`p = (1 + #{|r| ≥ |r observed|}) / (1 + resamples)`, with the same exchanges in every layer (`scrambled`)."""
     dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         dx, dy = dx / np.sqrt((dx**2).sum(axis=0)), dy / np.sqrt((dy**2).sum(axis=0))
     known = ~np.isnan(r)
+    dx, dy = dx[:, known], dy[:, known]
+    totals = cluster_products(dx, dy, clusters)
     reached = np.zeros(int(known.sum()))
     step = block_length(8 * x.size * 2)
     for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        order = rng.permuted(np.tile(np.arange(len(x)), (size, 1)), axis=1)
-        drawn = np.einsum("bfl,fl->bl", dx[:, known][order], dy[:, known])
+        drawn = scrambled(dx, dy, totals, min(step, resamples - start), rng)
         reached += (np.abs(drawn) >= np.abs(r[known]) * (1 - 1e-9)).sum(axis=0)
     p = np.full(len(r), np.nan)
     p[known] = (1 + reached) / (1 + resamples)

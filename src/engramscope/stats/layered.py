@@ -2,7 +2,8 @@
 
 Every fact is measured at every layer, so the rows of one fact are not independent. Point estimates and the F test are
 those of ordinary least squares over all rows; intervals resample whole clusters of facts, and a permutation test
-exchanges the predictor between facts, a whole profile at a time.
+exchanges the predictor between facts, a whole profile at a time. Facts of one cluster cannot be exchanged one by one;
+there the test flips the sign of what a whole cluster adds to the association of predictor and outcome.
 
 With layer as a factor, least squares falls apart into one simple regression per layer. So every model follows from six
 sums per layer, and a resample is one product of counts and sums.
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from engramscope.stats.bootstrap import quantile_limits, resample_clusters
-from engramscope.stats.clusters import Bools, Floats, block_length
+from engramscope.stats.clusters import Bools, Floats, block_length, cluster_index, cluster_totals
 
 #: a share of what was summed, or of the largest value, that is rounding
 _ROUNDING = 1e-13
@@ -49,7 +50,8 @@ class Explained:
             predictor says nothing, and then negative as often as not.
         slope: of one line for all layers with a level of its own in each; units of the outcome per unit of predictor.
         f, f_df1, f_df2, f_p: F test of `both` against `layer`, as published; it takes all rows for independent.
-        permutation_p: share of the exchanges of profiles between facts with at least this gain.
+        permutation_p: share of the exchanges of profiles between facts with at least this gain; where facts come in
+            clusters, of the flips of whole clusters.
     """
 
     n_facts: int
@@ -152,7 +154,7 @@ def explained(
         n_facts=len(x), n_layers=x.shape[1], n_clusters=resampling.n_clusters,
         layer=layer, predictor=_squared(estimate("correlation")), both=both,
         gain=gain, gain_adjusted=estimate("gain_adjusted"), slope=estimate("slope"),
-        f=f, f_df1=df1, f_df2=df2, f_p=f_p, permutation_p=_permutation_p(x, y, resamples, rng),
+        f=f, f_df1=df1, f_df2=df2, f_p=f_p, permutation_p=_permutation_p(x, y, clusters, resamples, rng),
     )  # fmt: skip
 
 
@@ -224,25 +226,44 @@ def _f_test(gain: float, both: float, df1: int, df2: int) -> tuple[float, float]
     return float(f), float(stats.f.sf(f, df1, df2))
 
 
-def _permutation_p(x: Floats, y: Floats, resamples: int, rng: np.random.Generator) -> float:
-    """Profiles of the predictor are dealt anew to the facts: layers keep their levels and layers of a fact their
-    dependence. `p = (1 + #{gain ≥ observed}) / (1 + resamples)`."""
+def cluster_products(dx: Floats, dy: Floats, clusters: ArrayLike) -> Floats | None:
+    """Sums of products over the facts of each cluster `[n_clusters, n_layers]`; None where each fact is its own."""
+    index, n_clusters = cluster_index(clusters, len(dx))
+    return None if n_clusters == len(dx) else cluster_totals(dx * dy, index, n_clusters)
+
+
+def scrambled(dx: Floats, dy: Floats, totals: Floats | None, size: int, rng: np.random.Generator) -> Floats:
+    """Sums of products over facts `[size, n_layers]` as they would be if predictor and outcome had nothing in common.
+
+    Profiles of the predictor are dealt anew to the facts: layers keep their levels and layers of a fact their
+    dependence. Where facts come in clusters, what a cluster adds comes with one sign or the other, in all layers alike.
+
+    Args:
+        dx, dy: `[n_facts, n_layers]`, layer means taken off.
+        totals: of `cluster_products`.
+        size: how many times.
+        rng: source of randomness.
+    """
+    if totals is not None:
+        return (2.0 * rng.integers(0, 2, size=(size, len(totals))) - 1.0) @ totals
+    order = rng.permuted(np.tile(np.arange(len(dx)), (size, 1)), axis=1)
+    return np.einsum("bfl,fl->bl", dx[order], dy)
+
+
+def _permutation_p(x: Floats, y: Floats, clusters: ArrayLike, resamples: int, rng: np.random.Generator) -> float:
+    """`p = (1 + #{gain ≥ observed}) / (1 + resamples)`, see `scrambled`."""
     dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
     weight = (dx**2).sum(axis=0)
     sloped = weight > _rounding_of(x)
     if not sloped.any() or not (dy**2).sum() > _rounding_of(y):
         return float("nan")
     dx, dy, weight = dx[:, sloped], dy[:, sloped], weight[sloped]
-
-    def gain(order: np.ndarray) -> Floats:
-        return (np.einsum("bfl,fl->bl", dx[order], dy) ** 2 / weight).sum(axis=1)
-
-    observed = gain(np.arange(len(x))[None])[0]
+    totals = cluster_products(dx, dy, clusters)
+    observed = ((dx * dy).sum(axis=0) ** 2 / weight).sum()
     reached, step = 0, block_length(8 * dx.size * 2)
     for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        order = rng.permuted(np.tile(np.arange(len(x)), (size, 1)), axis=1)
-        reached += int((gain(order) >= observed * (1 - 1e-9)).sum())
+        drawn = scrambled(dx, dy, totals, min(step, resamples - start), rng)
+        reached += int(((drawn**2 / weight).sum(axis=1) >= observed * (1 - 1e-9)).sum())
     return (1 + reached) / (1 + resamples)
 
 
