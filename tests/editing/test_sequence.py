@@ -15,7 +15,7 @@ from engramscope.edit.storage import load_edit
 from engramscope.editing.inputs import Materials
 from engramscope.editing.sequence import run_sequence, stops_up_to
 from engramscope.editing.sequence_findings import sequence_findings
-from engramscope.editing.sequence_page import sequence_sentences
+from engramscope.editing.sequence_page import sequence_remarks, sequence_sentences
 from engramscope.errors import InputError, ResultsError
 from engramscope.evaluate.evaluate import EvaluateOptions, evaluate_records
 from engramscope.evaluate.perplexity import perplexity_of
@@ -121,6 +121,9 @@ def test_edits_that_fail_are_counted(tmp_path: Path) -> None:
     assert [one["record"] for one in findings["editors"]["odd"]["failed"]] == ["r0", "r2"]
     assert [(point["position"], point["edits"]) for point in findings["curves"]] == [(0, 0), (1, 0), (2, 1), (4, 2)]
     assert not (tmp_path / "a" / "edits" / "odd" / "1.safetensors").exists()
+    assert [point["cases"] for point in findings["curves"]] == [4, 1, 2, 4]
+    assert any("2 edits could not be computed" in said and "counted and measured all the same" in said
+               for said in sequence_remarks(findings))  # fmt: skip
 
 
 def test_an_edited_model_is_refused(tmp_path: Path) -> None:

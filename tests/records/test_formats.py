@@ -276,6 +276,7 @@ def test_known_facts_have_no_target_until_one_is_drawn(tmp_path: Path) -> None:
     assert of["known-6"].target == "Canada"
     assert {of["known-0"].target, of["known-2"].target} <= {"Peru", "Kenya"}
     assert not [fault for fact in drawn.facts for fault in fact.faults()]
+    assert not any("draw new targets" in note for note in drawn.notes)  # they are
     assert drawn.notes[-1] == "6 new targets were drawn with seed 5."
     assert with_drawn_targets(records, seed=5) == drawn
     assert with_drawn_targets(drawn, seed=6) is drawn

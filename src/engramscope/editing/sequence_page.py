@@ -72,7 +72,7 @@ def sequence_remarks(findings: Mapping[str, Any]) -> list[str]:
         if facts["failed"]:
             said.append(
                 f"{label_words(label)}: {len(facts['failed'])} edits could not be computed "
-                f"({facts['failed'][0]['why'].rstrip('.')})."
+                f"({facts['failed'][0]['why'].rstrip('.')}). Their facts are counted and measured all the same."
             )
     if not findings["texts"]:
         said.append("Without held-out texts the perplexity was not measured; give some (--texts).")
@@ -89,6 +89,8 @@ def _limit(facts: Mapping[str, Any]) -> str:
 
 
 def _page(findings: Mapping[str, Any]) -> str:
+    failed = any(facts["failed"] for facts in findings["editors"].values())
+    across = "facts given to the editors" if failed else "edits kept"
     return render_page(
         "engramscope.editing",
         "sequence.html.j2",
@@ -96,7 +98,7 @@ def _page(findings: Mapping[str, Any]) -> str:
         sentences=sequence_sentences(findings),
         remarks=sequence_remarks(findings),
         figures=[
-            (title, embedded_figure(curves(found, "edits kept", percent=title not in (_PERPLEXITY, _CHANGE))))
+            (title, embedded_figure(curves(found, across, percent=title not in (_PERPLEXITY, _CHANGE))))
             for title, found in _panels(findings).items()
         ],
         legend=[(label_words(label), *look_of(place)) for place, label in enumerate(findings["labels"])],

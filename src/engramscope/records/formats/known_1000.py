@@ -20,7 +20,7 @@ class Known1000(RecordReader):
     """Reads known_1000.json."""
 
     has_targets = False
-    notes = ("The file says what is true, not what it is to become; draw new targets before editing.",)
+    notes = ("The file says what is true, not what it is to become: it has no targets of its own.",)
 
     @classmethod
     def recognises(cls, source: Source) -> int:
