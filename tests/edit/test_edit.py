@@ -144,6 +144,27 @@ def test_an_edit_does_not_fit_another_model_or_another_state() -> None:
         down_projection(model, 9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_edit_does_not_fit_a_model_that_differs_elsewhere(dtype: torch.dtype) -> None:
+    model = tiny_with_tokenizer("gpt2")
+    model.hf.to(dtype)
+    first = random_edit(model, layer=0)
+    with first.applied(model):
+        second = random_edit(model, layer=1)
+        with second.applied(model):
+            pass
+    with pytest.raises(InputError, match="with other edits in it, and there are none in gpt2 now"):
+        second.apply(model)
+    second.apply(model, anyway=True)
+    second.revert(model)
+    with torch.no_grad():
+        model.hf.transformer.h[0].attn.c_attn.weight.mul_(1.5)
+    with pytest.raises(InputError, match="weights that it does not change have other values"):
+        first.apply(model)
+    first.apply(model, anyway=True)
+    first.revert(model)
+
+
 def test_an_edit_that_cannot_go_in_whole_does_not_go_in_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_with_tokenizer("gpt2")
     bits = all_bits(model)

@@ -11,6 +11,7 @@ import torch
 
 from engramscope.bundled.world import load_world
 from engramscope.edit import load_edit, make_editor
+from engramscope.edit.applied import applied_to
 from engramscope.edit.delta import Dense
 from engramscope.edit.descent import batches_of, inside_ball, losses_of
 from engramscope.edit.edit import Edit
@@ -136,6 +137,37 @@ def test_several_facts_are_learnt_one_after_another_by_ft() -> None:
     (name,) = both.deltas
     torch.testing.assert_close(both.deltas[name].dense(), first.deltas[name].dense() + second.deltas[name].dense())
     assert [entry["id"] for entry in both.diagnostics["facts"]] == ["anna", "bob"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_does_not_grow_with_the_facts_and_no_number_of_one_stands_for_all(dtype: torch.dtype) -> None:
+    model = tiny_with_tokenizer("gpt2")
+    model.hf.to(dtype)
+    options: dict[str, Any] = {"layer": 1, "steps": 3}
+    seen: list[int] = []
+    with untouched(model):
+        edit = make_editor("ft", options).compute(
+            model, [FACT, OTHER, LONG], progress=lambda *_: seen.append(len(applied_to(model.hf)))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            make_editor("ft", options).compute(model, [FACT, OTHER, LONG], progress=stopped_at(model, 2))
+        assert applied_to(model.hf) == ()
+    assert seen == [0, 0, 1, 0]
+    assert edit.diagnostics["layer"] == 1
+    assert len(edit.diagnostics["facts"]) == 3
+    # that of the first fact alone
+    assert "relative_change" not in edit.diagnostics
+
+
+def stopped_at(model: Model, number: int) -> Any:
+    """What a user does who stops an edit when so many facts are done."""
+
+    def progress(_what: str, done: int, _total: int) -> None:
+        if done == number:
+            assert len(applied_to(model.hf)) == 1
+            raise KeyboardInterrupt
+
+    return progress
 
 
 @pytest.mark.parametrize("method", ["ft", "ft_l"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from engramscope.edit.applied import applied_to
 from engramscope.edit.delta import Delta
 from engramscope.edit.edit import Edit, combined, fingerprint, identity
 from engramscope.edit.frozen import evaluating
@@ -74,18 +74,33 @@ class Editor(ABC):
             return self._one_by_one(model, given, seed, progress)
 
     def _one_by_one(self, model: Model, given: list[Fact], seed: int, progress: Progress | None) -> Edit:
-        """An edit for each fact, each with those before it in place, as one."""
-        edits: list[Edit] = []
-        with ExitStack() as stack:
+        """An edit for each fact, each with those before it in place, as one.
+
+        Those before it are in the model as one edit, so that memory does not grow with the number of facts.
+        """
+        if len(given) == 1:
+            return self._compute(model, given, seed, progress)
+        found: Edit | None = None
+        in_place: Edit | None = None
+        try:
             for done, fact in enumerate(given):
-                if progress and len(given) > 1:
+                if progress:
                     progress("edits", done, len(given))
-                edits.append(self._compute(model, [fact], seed, progress if len(given) == 1 else None))
-                if done < len(given) - 1:
-                    stack.enter_context(edits[-1].applied(model))
-        if progress and len(given) > 1:
+                if found is not None:
+                    found.apply(model, anyway=in_place is not None)
+                    if in_place is not None:
+                        in_place.revert(model)
+                    in_place = found
+                new = self._compute(model, [fact], seed, None)
+                found = new if found is None else combined([found, new])
+        finally:
+            for edit in (found, in_place):
+                if edit is not None and edit in applied_to(model.hf):
+                    edit.revert(model)
+        if progress:
             progress("edits", len(given), len(given))
-        return combined(edits)
+        assert found is not None
+        return found
 
     def _ensure(self, model: Model, facts: Sequence[Fact]) -> None:  # noqa: B027  most editors refuse nothing of their own
         """Refuse sound facts, or a model, that this editor cannot work on; called with all of them before the first."""

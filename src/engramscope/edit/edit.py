@@ -77,10 +77,11 @@ class Edit:
         Raises:
             InputError: another model, another state of it, or parameters that it does not have.
         """
+        known = identity(model)["hash"]
         if not anyway:
-            self.ensure_fits(model)
+            self._ensure_fits(model, known)
         if not applied_to(model.hf):
-            _UNEDITED[model.hf] = model.weight_hash()
+            _UNEDITED[model.hf] = known
         apply_deltas(model.hf, self, self.deltas)
         model.weights_changed()
 
@@ -123,6 +124,10 @@ class Edit:
         Raises:
             InputError: another model, another state of it, or parameters that it does not have.
         """
+        self._ensure_fits(model, identity(model)["hash"])
+
+    def _ensure_fits(self, model: Model, unedited: str) -> None:
+        """`ensure_fits`, where the hash of the model without edits is known: one in memory is hashed anew each time."""
         parameters = dict(model.hf.named_parameters())
         whose = f"The edit was computed on {self.model.get('name')}"
         if missing := [name for name in self.deltas if name not in parameters]:
@@ -139,10 +144,22 @@ class Edit:
                     f"{whose}, and {name} has another value in {model.name} now: it is another model, or it was edited "
                     "or trained since. Compute the edit again, or say that it is to be put on top (anyway)."
                 )
+        if self.model.get("hash", unedited) != unedited:
+            raise InputError(
+                f"{whose}, and in {model.name} weights that it does not change have other values: it is another model, "
+                "or it was trained since. Compute the edit again, or say that it is to be put on top (anyway)."
+            )
+        if self.model.get("edited") and not applied_to(model.hf):
+            raise InputError(
+                f"{whose} with other edits in it, and there are none in {model.name} now. Put these in first, compute "
+                "the edit again, or say that it is to go in without them (anyway)."
+            )
 
 
 def combined(edits: list[Edit]) -> Edit:
     """Edits that were computed one on top of the other, as one: their deltas are added.
+
+    Of the diagnostics it has those of each fact, and those that are the same in all edits.
 
     Args:
         edits: at least one, by one editor, each computed with those before it in place.
@@ -156,11 +173,16 @@ def combined(edits: list[Edit]) -> Edit:
         for name, known in edit.before.items():
             before.setdefault(name, known)
     facts = [dict(entry) for edit in edits for entry in edit.diagnostics.get("facts", ())]
+    # what was measured for one of them does not hold for all
+    alike = {
+        key: value for key, value in first.diagnostics.items()
+        if all(edit.diagnostics.get(key) == value for edit in edits)
+    }  # fmt: skip
     return Edit(
         first.method, {name: total([edit.deltas[name] for edit in edits if name in edit.deltas]) for name in names},
         tuple(fact for edit in edits for fact in edit.facts), first.settings, first.seed, first.model, before,
         tuple(dict.fromkeys(prefix for edit in edits for prefix in edit.prefixes)),
-        {**first.diagnostics, "facts": facts}, tuple(dict.fromkeys(note for edit in edits for note in edit.notes)),
+        {**alike, "facts": facts}, tuple(dict.fromkeys(note for edit in edits for note in edit.notes)),
     )  # fmt: skip
 
 
