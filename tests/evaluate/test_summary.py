@@ -138,6 +138,15 @@ def test_a_perfect_score_has_a_width() -> None:
         assert (found.better_low, found.better_high) == pytest.approx([100 * end for end in wilson_interval(share, 50)])
         assert found.half_width == 0.0
     assert pick(table, "ft", "S").mean == 0.0
+    tokens = [
+        CaseResult(
+            f"r{i}", tuple(Row(f"r{i}", f"zsRE {name}", 0, 1.0) for name in ("efficacy", "paraphrase", "specificity"))
+        )
+        for i in range(50)
+    ]
+    table = summarise({"ft": tokens}, resamples=200)
+    for name in ("zsRE S", "zsRE efficacy", "zsRE specificity"):
+        assert pick(table, "ft", name).better_low == pytest.approx(100 * wilson_interval(1.0, 50)[0])
 
 
 @pytest.mark.parametrize("shares", [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0)])

@@ -24,7 +24,7 @@ class Measure:
         higher_is_better: None where neither is.
         scale: tables show the value times this.
         collapsed: the value where the model's logits are not numbers: a failure, never a gap in the mean.
-        share: every prompt gives 0 or 1, so a case is a share of its prompts.
+        share: every prompt gives 0 or 1, or a share of its tokens, so a case is a share.
         single: there is one prompt a case, so the mean over cases is a proportion.
         whole: one value for all prompts of a case together, not one for each.
     """
@@ -85,9 +85,9 @@ _ALL = (
     Measure("NKL+", "neighbourhood divergence, edit stated", _KL, "next token", _PLUS, False, 1.0, inf),
     Measure("essence", "essence", "perplexity of reference texts about the subject, the first 100 tokens",
             "teacher-forced", "texts about the subject", False, 1.0, inf, whole=True),
-    Measure("zsRE efficacy", "zsRE efficacy", _TOKENS, "teacher-forced", "the edited prompt"),
-    Measure("zsRE paraphrase", "zsRE paraphrase", _TOKENS, "teacher-forced", "paraphrases"),
-    Measure("zsRE specificity", "zsRE specificity", _TOKENS, "teacher-forced", "neighbourhood prompts"),
+    Measure("zsRE efficacy", "zsRE efficacy", _TOKENS, "teacher-forced", "the edited prompt", share=True),
+    Measure("zsRE paraphrase", "zsRE paraphrase", _TOKENS, "teacher-forced", "paraphrases", share=True),
+    Measure("zsRE specificity", "zsRE specificity", _TOKENS, "teacher-forced", "neighbourhood prompts", share=True),
 )  # fmt: skip
 
 #: name -> measure, in the order of the tables
