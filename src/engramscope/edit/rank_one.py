@@ -99,8 +99,8 @@ PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
 #: Found by trying all layers and both tokens on training records. The bundled models do not gather what they know at
 #: the subject: block 0 copies the name to where the answer is asked for, and its MLP looks the fact up there.
 BUNDLED: Mapping[str, Mapping[str, Any]] = {
-    "mini": {"layer": 0, "token": "last", "steps": 40, "stop": 0.02},
-    "mini-llama": {"layer": 0, "token": "last", "steps": 30, "stop": 0.03},
+    "mini": {"layer": 0, "token": "last", "steps": 60, "stop": 0.02},
+    "mini-llama": {"layer": 0, "token": "last", "steps": 60, "stop": 0.02},
 }
 #: where the layer lies in all other models, as a share of the layers: as in the published ones
 _DEPTH = 0.35

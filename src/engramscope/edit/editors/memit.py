@@ -25,7 +25,7 @@ _PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
 }
 #: found by trying on training records; these models look facts up at the last token (see `rank_one.BUNDLED`)
 _FOUND: Mapping[str, Any] = {
-    "layers": (0,), "token": "last", "weight": 20.0, "clamp": 4.0, "steps": 30, "stop": 0.02,
+    "layers": (0,), "token": "last", "weight": 20.0, "clamp": 4.0, "steps": 60, "stop": 0.02,
 }  # fmt: skip
 _BUNDLED: Mapping[str, Mapping[str, Any]] = {"mini": _FOUND, "mini-llama": _FOUND}
 
