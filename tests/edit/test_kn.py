@@ -278,6 +278,20 @@ def test_neurons_are_those_above_the_share_of_the_largest() -> None:
     assert not knowledge_neurons(torch.zeros(2, 3), 0.0).any()
 
 
+@pytest.mark.parametrize("around", [torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("method", ["kn", "ft"])
+def test_the_context_of_the_caller_does_not_matter(method: str, around: Any) -> None:
+    model = shared_model("gpt2")
+    options = {"steps": 2, **({"layer": 1} if method == "ft" else {})}
+    wanted = make_editor(method, options).compute(model, FACT)
+    with around:
+        found = make_editor(method, options).compute(model, FACT)
+    assert list(found.deltas) == list(wanted.deltas)
+    for name, delta in wanted.deltas.items():
+        assert torch.equal(found.deltas[name].dense(), delta.dense())
+        assert not found.deltas[name].dense().is_inference()
+
+
 def test_attributions_that_are_no_numbers_are_not_taken_for_silence() -> None:
     model = tiny_with_tokenizer("gpt2")
     with torch.no_grad():

@@ -231,6 +231,7 @@ def test_alphaedit_leaves_the_loud_directions_alone(given: dict[str, Any], tmp_p
     quiet = vectors[:, share <= 0.3]
     assert 0 < quiet.shape[1] < len(values)
     assert edit.diagnostics["quiet_directions"] == {"1": quiet.shape[1]}
+    assert edit.notes[0].startswith("The second moment was measured on 200 tokens for 128 neurons")
     change = change_of(edit, linear).double()
     loud = vectors[:, share > 0.3]
     assert float((loud.T @ change).norm()) < 1e-5 * float(change.norm())

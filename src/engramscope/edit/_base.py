@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from engramscope.edit.applied import applied_to
@@ -68,7 +69,8 @@ class Editor(ABC):
         given = [facts] if isinstance(facts, Fact) else list(facts)
         ensure_facts(given)
         self._ensure(model, given)
-        with evaluating(model.hf):
+        # whatever the caller's context is: gradients are needed, and in full precision
+        with torch.inference_mode(False), torch.autocast(model.device.type, enabled=False), evaluating(model.hf):
             if self.joint == "many":
                 return self._compute(model, given, seed, progress)
             return self._one_by_one(model, given, seed, progress)

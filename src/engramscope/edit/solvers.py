@@ -65,12 +65,17 @@ class LayerSolver:
 
     def note(self) -> str | None:
         """A sentence where there is too little to go on."""
-        if self.tokens >= _THIN * self.neurons:
-            return None
-        return (
-            f"The second moment was measured on {self.tokens} tokens for {self.neurons} neurons; at least "
-            f"{_THIN * self.neurons} are wanted (option 'tokens', or more texts)."
-        )
+        return thin_note(self.tokens, self.neurons)
+
+
+def thin_note(tokens: int, neurons: int) -> str | None:
+    """A sentence where a second moment was measured on too few tokens."""
+    if tokens >= _THIN * neurons:
+        return None
+    return (
+        f"The second moment was measured on {tokens} tokens for {neurons} neurons; at least {_THIN * neurons} are "
+        "wanted (option 'tokens', or more texts)."
+    )
 
 
 class Known:

@@ -14,7 +14,7 @@ from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.defaults import resolved
 from engramscope.edit.edit import Edit
 from engramscope.edit.solve import gathered
-from engramscope.edit.solvers import Known
+from engramscope.edit.solvers import Known, thin_note
 from engramscope.edit.spread import Spread, SpreadOptions, chosen_layers, spread
 from engramscope.errors import InputError
 from engramscope.models.model import Model
@@ -22,7 +22,7 @@ from engramscope.records.fact import Fact
 
 #: found by trying on training records; these models look facts up at the last token (see `rank_one.BUNDLED`)
 _FOUND: Mapping[str, Any] = {
-    "layers": (0,), "token": "last", "null_share": 0.05, "penalty": 1.0, "clamp": 4.0, "steps": 30, "stop": 0.02,
+    "layers": (0,), "token": "last", "null_share": 0.05, "penalty": 1.0, "clamp": 4.0, "steps": 60, "stop": 0.02,
 }  # fmt: skip
 _BUNDLED: Mapping[str, Mapping[str, Any]] = {"mini": _FOUND, "mini-llama": _FOUND}
 
@@ -45,7 +45,8 @@ class AlphaEdit(Editor):
 
     Deviations: the release calls a direction quiet when its eigenvalue is below 0.02, which depends on the scale of the
     activations; here it is a share of the trace. The keys of earlier edits are not accumulated: all facts of one call
-    are solved together, and edits that were applied before are part of the model.
+    are solved together, and edits that were applied before are part of the model. What the release has for LLaMA-3
+    (layers 4 to 8, rate 0.1) is no default, because a model's type and depth do not tell it from LLaMA-2.
 
     Source: Fang et al. 2025 (AlphaEdit: Null-Space Constrained Knowledge Editing), equation 13.
     """
@@ -63,15 +64,18 @@ class AlphaEdit(Editor):
         options = resolved(self.options, model, {}, _BUNDLED)
         layers, note = chosen_layers(model, options)
         moments = self._known.moments(model, layers, options, progress)
-        bases = {layer: quiet_directions(moment.matrix, options.null_share) for layer, moment in moments.items()}
+        # with few tokens most directions are quiet only because nothing was heard of them
+        thin = [thin_note(moment.tokens, len(moment.matrix)) for moment in moments.values()]
+        bases = {layer: quiet_directions(moments.pop(layer).matrix, options.null_share) for layer in layers}
 
         def key_side(layer: int, keys: Tensor) -> Tensor:
             basis = bases[layer].to(keys.device)
             projected = keys.double() @ basis @ basis.T
             return gathered(projected, projected / options.penalty)
 
+        notes = tuple(dict.fromkeys(one for one in (note, *thin) if one))
         said = {"quiet_directions": {str(layer): basis.shape[1] for layer, basis in bases.items()}}
-        what = Spread(layers, options, seed, (note,) if note else ())
+        what = Spread(layers, options, seed, notes)
         return spread(self, model, facts, what, key_side, self._known, said=said, progress=progress)
 
 

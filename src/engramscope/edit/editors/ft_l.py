@@ -42,7 +42,8 @@ class ConstrainedFineTuning(Editor):
     No weight leaves it, neither by the delta nor by the sum W + Δ as it is rounded when the edit is applied.
 
     Source: Meng et al. 2022 (ROME), Table 4 and appendix E.1, after Zhu et al. 2020; `baselines/ft` of the release.
-    Deviations of the default: those of FT. The preset `ft-2022` is the release, whose ball holds the bias, too.
+    Deviations of the default: those of FT. The preset `ft-2022` is the release, whose ball holds the bias, too. The
+    variant of the paper that trains attention (`c_attn`) is not offered.
     """
 
     Options = BallOptions

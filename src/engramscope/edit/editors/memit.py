@@ -47,7 +47,8 @@ class Memit(Editor):
 
     Everything is solved in float64 with one factor of C for each layer, by the identity of Woodbury where there are
     fewer facts than neurons. Deviations: the texts before the prompts are drawn from a seed, eps · mean(diag C) is
-    added to the diagonal of C, and C is measured on a stated number of tokens.
+    added to the diagonal of C, and C is measured on a stated number of tokens. EasyEdit's settings for LLaMA, Mistral
+    and Qwen (layers 4 to 8, clamp 4, decay 0.001) are no defaults.
 
     Source: Meng et al. 2023 (Mass-Editing Memory in a Transformer), equation 14 and algorithm 1.
     """
