@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,25 @@ def test_an_edit_that_fails_is_counted_and_left_out(tmp_path: Path) -> None:
     assert "odd" in findings["labels"]
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "2 of 4 edits could not be computed" in page
+
+
+def test_a_record_that_cannot_be_asked_does_not_stop_the_table(tmp_path: Path) -> None:
+    records = list(tiny_records(4))
+    records[1] = replace(records[1], paraphrases=("Anna lost the big red ball " * 20 + "and",))
+    materials = replace(given(), records=replace(in_records(4), records=tuple(records)))
+    findings = run(tmp_path / "a", editors=editors("ft"), materials=materials)
+    assert [one["record"] for one in findings["editors"]["ft"]["failed"]] == ["r1"]
+    assert {one["n"] for one in findings["estimates"]} == {3}
+    assert findings["knowledge"]["known"] + findings["knowledge"]["unknown"] == 3
+    page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "1 of 4 records cannot be asked and are in no mean" in page
+    assert "edits could not be computed" not in page
+    with pytest.raises(InputError, match="No record can be asked"):
+        run(tmp_path / "b", materials=replace(given(), records=replace(in_records(4), records=(records[1],))))
+    # an editor that comes later finds the same
+    again = run(tmp_path / "a", editors=editors(), materials=materials, resume=True)
+    assert [one["record"] for one in again["editors"]["slow"]["failed"]] == ["r1"]
+    assert {(one["n"], one["left_out"]) for one in again["differences"]} == {(3, 0)}
 
 
 def test_an_editor_that_edits_nothing_is_given_up(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from engramscope.editing.inputs import Materials, first_records
 from engramscope.editing.journal import Journal
 from engramscope.editing.outcome import Measuring, Outcome, edited_outcome, finished, hooks_on
 from engramscope.editing.table_files import write_table_files
-from engramscope.errors import CheckError, InputError, SiteError
+from engramscope.errors import CheckError, InputError, ModelError, ResultsError, SiteError
 from engramscope.evaluate.case import CaseResult
 from engramscope.evaluate.evaluate import EvaluateOptions, evaluate_record
 from engramscope.evaluate.perplexity import perplexity_of
@@ -77,7 +77,7 @@ def run_table4(
         progress: called with (what, done, total).
 
     Raises:
-        InputError: no editor can edit this model, the model has edits in it, or a record cannot be asked.
+        InputError: no editor can edit this model, the model has edits in it, or no record can be asked.
         ResultsError: the folder holds something else or was begun with other settings, or the disk refuses.
         CheckError: the model is not what it was after an edit was taken out.
     """
@@ -98,6 +98,8 @@ def run_table4(
         skipped += [{"label": label, "editor": working[label].name, "why": why} for label, why in given_up.items()]
         outcomes = {label: finished(journal.read()) for label, journal in journals.items() if label not in given_up}
         used = {label: [found[record.id] for record in records] for label, found in outcomes.items()}
+        if all(one.failed for one in used[UNEDITED]):
+            raise InputError(f"No record can be asked. {used[UNEDITED][0].status.removeprefix('failed: ')}")
         about = {
             "kind": KIND, "model": model_facts(model), "settings": settings, "skipped": skipped, "seed": seed,
             "perplexity": None if base is None else base.value, "texts": len(materials.texts),
@@ -179,7 +181,17 @@ def _fill(
         if progress:
             progress("records", len(records) - len(lacking) + done, len(records))
         known = record.id in there[UNEDITED]
-        before = _unedited(model, record, measuring, whole=not known)
+        try:
+            before = _unedited(model, record, measuring, whole=not known)
+        except (ModelError, ResultsError):
+            raise  # not about this record
+        except InputError as error:
+            # by nobody, and that is not an editor's fault
+            outcome = Outcome(record.id, f"failed: {error.faults[0]}").as_dict()
+            for label in (UNEDITED, *editors):
+                if record.id not in there[label]:
+                    journals[label].append(outcome)
+            continue
         if not known:
             journals[UNEDITED].append(Outcome(record.id, case=before).as_dict())
         for number, (label, editor) in enumerate(editors.items()):

@@ -60,12 +60,7 @@ def remarks(findings: Mapping[str, Any]) -> list[str]:
             "records of a subject together; the published ones take records for independent."
         )
     said += [f"{label_words(one['label'])} takes no part. {one['why']}" for one in findings["skipped"]]
-    for label, facts in findings["editors"].items():
-        if facts["failed"]:
-            said.append(
-                f"{label_words(label)}: {len(facts['failed'])} of {findings['n']} edits could not be computed and are "
-                f"not in its means ({facts['failed'][0]['why'].rstrip('.')})."
-            )
+    said += _failures(findings)
     references = findings["protocol"]["references"]
     if "RS" in findings["measures"] and references is not None:
         said.append(references["note"])
@@ -75,6 +70,24 @@ def remarks(findings: Mapping[str, Any]) -> list[str]:
     if published is not None:
         same = "and so are the records" if published["same_records"] else "but the records are not those of that table"
         said.append(f"{published['title']} is a model of {published['source']}, {same}; its figures stand beside ours.")
+    return said
+
+
+def _failures(findings: Mapping[str, Any]) -> list[str]:
+    """Records that nobody could be asked, and edits that could not be computed."""
+    said, unasked = [], set[str]()
+    for label in sorted(findings["editors"], key=lambda name: name != UNEDITED):
+        failed = [one for one in findings["editors"][label]["failed"] if one["record"] not in unasked]
+        if not failed:
+            continue
+        counted, why = f"{len(failed)} of {findings['n']}", failed[0]["why"].rstrip(".")
+        if label == UNEDITED:
+            unasked = {one["record"] for one in failed}
+            said.append(f"{counted} records cannot be asked and are in no mean ({why}).")
+        else:
+            said.append(
+                f"{label_words(label)}: {counted} edits could not be computed and are not in its means ({why})."
+            )
     return said
 
 
