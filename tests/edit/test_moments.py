@@ -257,6 +257,9 @@ def test_a_second_moment_of_another_model_or_layer_is_refused(tmp_path: Path) ->
     wanted = description(model, 1, given_texts(["other"]), 5, 5)
     assert given_moment(file, wanted).tokens == 100
     assert given_moment(folder, wanted).said["layer"] == 1
+    for tokens, most in ((90, 100), (150, 150), (110, 150), (130, 150)):
+        second_moments(model, [1], texts, store(tmp_path), tokens=tokens)
+        assert given_moment(folder, wanted).tokens == most
     with pytest.raises(InputError, match="of layer 1, and layer 0 is to be edited"):
         given_moment(file, description(model, 0, texts, 100, 64))
     other = tiny_with_tokenizer("gpt2", seed=1)

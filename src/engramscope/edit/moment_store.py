@@ -136,6 +136,8 @@ def read_moment(path: str | Path) -> SecondMoment:
 def given_moment(path: str | Path, wanted: Mapping[str, Any]) -> SecondMoment:
     """The second moment of a file, or of a file in a folder, held to the model and the layer that it is needed for.
 
+    Of several that fit, the one of the most tokens is taken.
+
     Args:
         path: the file, or a folder of files that `MomentStore` wrote.
         wanted: the description of what is needed; the texts and the number of tokens are free.
@@ -146,13 +148,17 @@ def given_moment(path: str | Path, wanted: Mapping[str, Any]) -> SecondMoment:
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     faults: list[str] = []
+    best: SecondMoment | None = None
     for file in files:
         if path.is_dir() and file.name.endswith(".partial.safetensors"):
             continue
         moment = read_moment(file)
-        if (fault := _misfit(file, moment.said, wanted)) is None:
-            return moment
-        faults.append(fault)
+        if (fault := _misfit(file, moment.said, wanted)) is not None:
+            faults.append(fault)
+        elif best is None or moment.tokens > best.tokens:
+            best = moment
+    if best is not None:
+        return best
     if path.is_dir() and len(faults) != 1:
         raise InputError(
             f"{path} holds {len(faults)} second moments, and none of them is of layer {wanted['layer']} of this model "
