@@ -13,6 +13,7 @@ def test_the_subject_stands_in_braces() -> None:
     fact = parse_fact("The mother tongue of {Danielle Darrieux} is", " English ", "French")
     assert fact == Fact("The mother tongue of Danielle Darrieux is", "Danielle Darrieux", "English", "French")
     assert parse_fact("{Anna} plays", "drums").true is None
+    assert parse_fact("{Anna} plays", "drums", " ").true is None
 
 
 def test_a_brace_of_the_text_is_doubled() -> None:

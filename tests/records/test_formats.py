@@ -184,6 +184,11 @@ def test_own_lines(tmp_path: Path) -> None:
     )
 
 
+def test_an_empty_old_answer_is_none(tmp_path: Path) -> None:
+    (record,) = read_records(written(tmp_path, [fact_line(true=" ")], "facts.jsonl"))
+    assert record.fact.true is None
+
+
 def test_own_lines_name_every_fault_and_its_line(tmp_path: Path) -> None:
     rows = [
         fact_line(targt="x"),

@@ -44,6 +44,6 @@ def parse_fact(text: str, target: str, true: str | None = None) -> Fact:
     before, subject, after = ("".join(part) for part in (plain[:begin], plain[begin + 1 : end], plain[end + 1 :]))
     if subject != subject.strip():
         raise InputError(f"The fact {text!r}: put the braces right round the subject, without white space inside them.")
-    fact = Fact(before + subject + after, subject, target.strip(), true.strip() if true is not None else None)
+    fact = Fact(before + subject + after, subject, target.strip(), (true or "").strip() or None)
     ensure_facts([fact])
     return fact

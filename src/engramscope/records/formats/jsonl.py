@@ -50,7 +50,7 @@ def _record(fields: Fields, name: str, source: str) -> Record | None:
     identity = fields.optional("id") or name
     prompt, subject, target = (fields.text(key) for key in ("prompt", "subject", "target"))
     true = fields.optional("true")
-    fact = Fact(prompt, subject, target.strip(), None if true is None else true.strip(), identity)
+    fact = Fact(prompt, subject, target.strip(), (true or "").strip() or None, identity)
     lists = {key: fields.texts(key) if key in fields.row else () for key in ("paraphrases", "generation")}
     probes = {key: _probes(fields, key) for key in ("neighbourhood", "attribute")}
     relation, reference = fields.optional("relation"), fields.optional("reference")
