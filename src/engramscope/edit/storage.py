@@ -141,6 +141,6 @@ def _beside(model: Model) -> dict[str, Tensor]:
     for deltas in deltas_in(model.hf):
         for name, delta in deltas.items():
             if parameters[name].dtype not in _WIDE:
-                old = found.get(name, parameters[name].detach().float())
+                old = found[name] if name in found else parameters[name].detach().float()
                 found[name] = old + delta.dense().to(old.device)
     return found
