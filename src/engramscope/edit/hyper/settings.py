@@ -38,7 +38,8 @@ class TrainingSettings(BaseModel):
             edits of few records; the released trainings have nothing like it.
         locality: from records, their neighbourhood prompts, or prompts about something else.
         tokens: of the target, where an editor is trained on text.
-        continuation: the target on text: drawn from the model, or a piece of another passage.
+        continuation: the target on text: a piece of another passage, or drawn from the model. A small model is so sure
+            of what it says that what it draws itself asks for next to no edit.
         longest: tokens of a passage.
         validation: share of the subjects, or passages, that is held out.
         validation_most: at most so many held-out examples are looked at.
@@ -63,7 +64,7 @@ class TrainingSettings(BaseModel):
     mixed: Annotated[float, Field(ge=0, le=1)] = 0.5
     locality: Locality = "neighbourhood"
     tokens: Annotated[int, Field(ge=1)] = 1
-    continuation: Continuation = "model"
+    continuation: Continuation = "other"
     longest: Annotated[int, Field(ge=4)] = 64
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     validation_most: Annotated[int, Field(ge=1)] = 48

@@ -47,9 +47,9 @@ class Ke(TrainedEditor):
     def training_defaults(cls, model: Model) -> Mapping[str, Any]:
         """For wide models the published settings of the baseline, for others more weight on the edit than for MEND."""
         if model.anatomy.d_model < SMALL:
-            return {"edit_weight": 2.0, "steps": 800}
+            return {"edit_weight": 3.0, "steps": 800}
         return {
             "hidden": 512, "z": 768, "inner": 512, "learning_rate": 1e-5, "decay": False, "batch": 1, "accumulate": 10,
             "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "steps": 50_000,
-            "validate_every": 500, "patience": 4,
+            "validate_every": 500, "patience": 4, "continuation": "model",
         }  # fmt: skip

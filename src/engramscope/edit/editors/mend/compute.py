@@ -50,5 +50,5 @@ class Mend(TrainedEditor):
         return {
             "rank": PUBLISHED_RANK, "learning_rate": 1e-6, "alpha_rate": 1e-4, "decay": False, "batch": 1,
             "accumulate": 10, "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "tokens": 10,
-            "steps": 50_000, "validate_every": 500, "patience": 4,
+            "continuation": "model", "steps": 50_000, "validate_every": 500, "patience": 4,
         }  # fmt: skip
