@@ -145,7 +145,7 @@ def strip(findings: dict[str, Any]) -> str:
     return json.dumps({**findings, "editors": editors_}, default=str)
 
 
-def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+def test_other_settings_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     run(out, count=1)
     before = lines(out)
@@ -162,6 +162,10 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
         with pytest.raises(ResultsError, match="other settings") as caught:
             run(out, resume=True, count=1, **change)
         assert any(said in fault for fault in caught.value.faults), caught.value.faults
+    monkeypatch.setattr("engramscope.editing.table4.versions", lambda: {"engramscope": "99.0"})
+    with pytest.raises(ResultsError) as caught:
+        run(out, resume=True, count=1)
+    assert any("engramscope: " in fault and "99.0" in fault for fault in caught.value.faults)
     assert lines(out) == before
 
 

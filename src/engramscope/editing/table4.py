@@ -126,6 +126,7 @@ def common_settings(model: Model, materials: Materials, options: EvaluateOptions
         "references": None if references is None else (references.sha256 or references.source),
         "options": options.model_dump(mode="json"),
         "seed": seed,
+        "engramscope": versions()["engramscope"],
     }  # fmt: skip
 
 
