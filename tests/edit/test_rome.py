@@ -336,3 +336,22 @@ def test_the_control_can_take_another_token_and_never_the_usual_one(given: dict[
         assert drawn == set(range(specials, len(ids))) - {taken}
     edit = make_editor("random_site", {**given, "position": "random"}).compute(shared_model("gpt2"), FACT)
     assert any("a token drawn beside it" in note for note in edit.notes)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("rome", {}), ("rome", {"layer": 2}), ("memit", {"layers": (0, 1)}), ("alphaedit", {"layers": (1, 2)}), ("ft", {}),
+     ("ft", {"layer": 0, "bias": True}), ("ft_l", {"layer": 2})],
+)  # fmt: skip
+def test_an_edit_changes_what_the_editor_says_it_changes(
+    method: str, more: dict[str, Any], family: str, given: dict[str, Any]
+) -> None:
+    model = shared_model(family)
+    options = {"steps": 2} if method.startswith("ft") else {**given, "prefixes": (), "steps": 2}
+    options = {key: value for key, value in options.items() if key != "layer"} | more
+    editor = make_editor(method, options)
+    assert set(editor.compute(model, FACT).deltas) == set(editor.places(model))
+    missing = {"layers": (9,)} if "layers" in more else {"layer": 9}
+    with pytest.raises(InputError, match="There is no layer 9"):
+        make_editor(method, {**options, **missing}).places(model)

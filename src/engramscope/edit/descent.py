@@ -349,6 +349,12 @@ def _numbers(losses: Tensor, lr: float, steps: int) -> list[float]:
     return found
 
 
+def trained_names(model: Model, layer: int, *, bias: bool) -> tuple[str, ...]:
+    """Names of the parameters that are trained: a layer's down projection, and its bias if asked for and there."""
+    linear = down_projection(model, layer)
+    return (linear.name, *((f"{linear.path}.bias",) if bias and _bias(linear) is not None else ()))
+
+
 def _bias(linear: LinearMap) -> Tensor | None:
     bias = linear.module.bias
     return bias if isinstance(bias, Tensor) else None

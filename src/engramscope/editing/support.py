@@ -58,7 +58,7 @@ class Support:
 
     Attributes:
         ready: it can, as things are.
-        why: why not, or what is to be done first; empty where it can.
+        why: why not, or what is to be done first; where it can, which of its networks there are.
         places: names of the parameters that it changes, with its defaults; empty where only an edit can tell.
     """
 
@@ -75,7 +75,17 @@ def support(model: Model, editor: EditorFacts) -> Support:
         places = make_editor(editor.name).places(model)
     except InputError as error:
         return Support(False, error.faults[0])
-    folders = [default_folder(editor.name, corpus, model) for corpus in get_args(Corpus)]
-    if editor.trained and not any((folder / WEIGHTS).is_file() for folder in folders):
-        return Support(False, f"Train it first: engramscope train-editor {editor.name} --model {model.name}")
-    return Support(True, "", places)
+    return _trained(model, editor, places) if editor.trained else Support(True, "", places)
+
+
+def _trained(model: Model, editor: EditorFacts, places: tuple[str, ...]) -> Support:
+    """Which of an editor's networks there are where they are looked for."""
+    there = [corpus for corpus in get_args(Corpus) if (default_folder(editor.name, corpus, model) / WEIGHTS).is_file()]
+    if not there:
+        return Support(
+            False,
+            f"Train it first: engramscope train-editor {editor.name} --model {model.name} --on counterfact "
+            f"({editor.name}-cf), or --on text ({editor.name}).",
+        )
+    names = {"counterfact": f"{editor.name}-cf", "text": editor.name}
+    return Support(True, f"--method {' or '.join(names[corpus] for corpus in there)}", places)

@@ -44,5 +44,7 @@ def editors(
         console.print(f"\n[bold]{escape(loaded.name)}[/bold] ({loaded.anatomy.model_type})")
         for one in found:
             state = support(loaded, one)
-            where = f", edits {', '.join(state.places)}" if state.places else ""
-            console.print(f"  {one.name}: " + (f"yes{where}" if state.ready else f"no. {escape(state.why)}"))
+            where = f" ({state.why})" if state.why else ""
+            where += f", edits {', '.join(state.places)}" if state.places else ""
+            said = f"yes{where}" if state.ready else f"no. {escape(state.why)}"
+            console.print(f"  {one.name}: {said}", soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent
+from engramscope.edit.descent import DescentOptions, edit_by_descent, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_XL, GPTJ, chosen_layer
 from engramscope.models.model import Model
@@ -35,6 +35,16 @@ class FineTuning(Editor):
         "ft-2022": {"lr": 5e-4, "objective": "last_prompt_token", "bias": True}
     }
     source = "Meng et al. 2022, Table 4 (FT); Zhu et al. 2020"
+
+    def places(self, model: Model) -> tuple[str, ...]:
+        """The matrix of the layer that is trained, and its bias where that is trained, too.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, DescentOptions)
+        layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
+        return trained_names(model, layer, bias=self.options.bias)
 
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, DescentOptions)

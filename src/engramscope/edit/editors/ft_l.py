@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent
+from engramscope.edit.descent import DescentOptions, edit_by_descent, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_LARGE, GPT2_MEDIUM, GPT2_XL, GPTJ, chosen_layer
 from engramscope.edit.matrices import down_projection
@@ -52,6 +52,16 @@ class ConstrainedFineTuning(Editor):
     }
     source = "Meng et al. 2022, Table 4 (FT+L); Zhu et al. 2020"
     joint = "many"
+
+    def places(self, model: Model) -> tuple[str, ...]:
+        """The matrix of the layer that is trained, and its bias where that is trained, too.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, BallOptions)
+        layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
+        return trained_names(model, layer, bias=self.options.bias)
 
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, BallOptions)

@@ -12,6 +12,7 @@ from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.defaults import resolved
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_XL, GPTJ
+from engramscope.edit.matrices import down_projection
 from engramscope.edit.solve import gathered
 from engramscope.edit.solvers import Known
 from engramscope.edit.spread import Spread, SpreadOptions, chosen_layers, spread
@@ -60,6 +61,16 @@ class Memit(Editor):
     def __init__(self, name: str, options: EditorOptions, preset: str | None = None) -> None:
         super().__init__(name, options, preset)
         self._known = Known()
+
+    def places(self, model: Model) -> tuple[str, ...]:
+        """The matrices of the layers that are edited.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, MemitOptions)
+        layers, _ = chosen_layers(model, resolved(self.options, model, _PUBLISHED, _BUNDLED))
+        return tuple(down_projection(model, layer).name for layer in layers)
 
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, MemitOptions)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.edit import Edit
+from engramscope.edit.matrices import down_projection
 from engramscope.edit.rank_one import RankOneOptions, rank_one, rome_place
 from engramscope.edit.solvers import Known
 from engramscope.models.model import Model
@@ -33,6 +34,16 @@ class Rome(Editor):
     def __init__(self, name: str, options: EditorOptions, preset: str | None = None) -> None:
         super().__init__(name, options, preset)
         self._known = Known()
+
+    def places(self, model: Model) -> tuple[str, ...]:
+        """The matrix of the layer that is edited.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, RankOneOptions)
+        _, place, _ = rome_place(model, self.options)
+        return (down_projection(model, place.layer).name,)
 
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, RankOneOptions)
