@@ -308,7 +308,11 @@ def test_examples_of_passages(continuation: str, family: str) -> None:
         assert one.edit.prompt == whole[place][:cut]
         assert len(one.edit.target) == 2
         if continuation == "other":
-            assert any(one.edit.target == other[at : at + 2] for other in whole for at in range(11))
+            before = len(made[place - 1].edit.prompt)
+            assert one.edit.target == whole[place - 1][before : before + 2]
+            assert set(one.targets) == {other.edit.target for other in made}
+        else:
+            assert one.targets == ()
         for other in one.others:
             assert other.target == one.edit.target
             assert other.prompt[:leading] == whole[place][:leading]

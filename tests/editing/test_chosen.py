@@ -6,7 +6,9 @@ import pytest
 
 from engramscope.edit.catalogue import editor_names
 from engramscope.editing.chosen import chosen_editors, editor_settings, settings_of
-from engramscope.errors import InputError
+from engramscope.errors import InputError, SiteError
+from engramscope.models.load import load_model
+from tests.edit.small import FACT, shared_model
 
 
 def test_settings_are_read_as_what_they_look_like() -> None:
@@ -23,10 +25,30 @@ def test_an_editor_with_a_preset_has_a_label_of_its_own() -> None:
     found = chosen_editors(["ft", "ft:ft-2022", "slow=ft"], ["slow.lr=1e-5", "ft.steps=3"])
     assert list(found) == ["ft", "ft-2022", "slow"]
     assert {label: editor.name for label, editor in found.items()} == dict.fromkeys(found, "ft")
-    settings = {label: editor_settings(editor) for label, editor in found.items()}
+    settings = {label: editor_settings(editor, shared_model("gpt2")) for label, editor in found.items()}
     assert (settings["ft"]["steps"], settings["slow"]["lr"]) == (3, 1e-5)
     assert settings["ft-2022"]["preset"] == "ft-2022"
     assert settings["ft-2022"]["objective"] == "last_prompt_token"
+
+
+def test_settings_are_those_that_are_used() -> None:
+    model, tiny = load_model("mini", device="cpu"), shared_model("gpt2")
+    plain = [f"{label}.mom2=false" for label in ("rome", "memit", "random_site")]
+    found = chosen_editors(["rome", "memit", "alphaedit", "random_site", "ft"], ["memit.steps=7", *plain])
+    settings = {label: editor_settings(editor, model) for label, editor in found.items()}
+    assert {label: one["token"] for label, one in settings.items() if label != "ft"} == {
+        "rome": "last", "memit": "last", "alphaedit": "last", "random_site": "last",
+    }  # fmt: skip
+    assert [settings[label]["steps"] for label in ("rome", "memit", "alphaedit")] == [60, 7, 60]
+    assert (settings["rome"]["layer"], settings["memit"]["layers"]) == (0, [0])
+    for editor in (found[label] for label in found if label != "alphaedit"):  # needs texts that a tiny model has not
+        edit = editor.compute(tiny, FACT)
+        used = editor_settings(editor, tiny)
+        assert edit.settings == used
+        if editor.name == "ft":
+            assert edit.diagnostics["lr"] == used["lr"] != settings["ft"]["lr"]
+    with pytest.raises(SiteError, match="There is no layer 99"):
+        editor_settings(chosen_editors(["rome"], ["rome.layer=99"])["rome"], tiny)
 
 
 def test_all_are_all() -> None:

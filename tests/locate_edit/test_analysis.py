@@ -82,7 +82,7 @@ def test_tracing_that_tells_where_to_edit_is_found(found: dict[str, Any]) -> Non
     assert verdict(row) == "better"
     assert min(row["within"][0]["r"]) > 0.8
     text = " ".join(sentences(found))
-    assert "rome: the layer explains" in text
+    assert "ROME: the layer explains" in text
     assert "Tracing says something beyond the layer" in text
     assert "here locating helps" in text
 

@@ -147,11 +147,22 @@ def test_an_edit_that_fails_is_a_row_and_one_that_always_fails_an_error(
 
 
 @pytest.mark.parametrize(("method", "option"), [("memit", "layers"), ("rome", "layer"), ("random_site", "layer")])
-def test_editors_of_one_layer_and_of_several_edit_the_layer_asked_for(method: str, option: str) -> None:
+def test_editors_of_one_layer_and_of_several_edit_the_layer_asked_for(method: str, option: str, mini: Model) -> None:
     bench = bench_of(SETTINGS.model_copy(update={"methods": (method,), "options": {}}), [1, 4])
     value = getattr(bench.editor(method, 4).options, option)
     assert value == 4 or tuple(value) == (4,)
-    assert option not in bench.resolved()[method]
+    settled = bench.settled(mini)[method]
+    assert option not in settled
+    # what is kept is what is used on this model, not what its options say for any
+    assert (settled["token"], settled["steps"]) == ("last", 60)
+
+
+def test_what_each_layer_has_of_its_own_is_kept_as_given(mini: Model) -> None:
+    bench = bench_of(SETTINGS.model_copy(update={"methods": ("ft_l",), "options": {}}), [1, 4])
+    assert bench.editor("ft_l", 1).settled(mini) != bench.editor("ft_l", 4).settled(mini)
+    settled = bench.settled(mini)["ft_l"]
+    assert settled["radius"] is None
+    assert settled["lr"] == 0.0013
 
 
 def test_every_seed_makes_an_edit_of_its_own(

@@ -107,6 +107,15 @@ class Editor(ABC):
     def _ensure(self, model: Model, facts: Sequence[Fact]) -> None:  # noqa: B027  most editors refuse nothing of their own
         """Refuse sound facts, or a model, that this editor cannot work on; called with all of them before the first."""
 
+    def settled(self, model: Model) -> EditorOptions:
+        """The options that an edit of this model is computed with: what nobody gave has the model's own value.
+
+        Raises:
+            InputError: the editor cannot edit this model; a sentence says why, and what to do.
+        """
+        del model
+        return self.options
+
     def places(self, model: Model) -> tuple[str, ...]:
         """Names of the parameters that an edit of this model changes; empty where only the edit itself can tell.
 
@@ -144,7 +153,7 @@ class Editor(ABC):
                 f"What {self.name!r} would add to {damaged[0]} is not finite; load the model in float32, or choose "
                 "smaller steps."
             )
-        settings = {"editor": self.name, "preset": self.preset, **self.options.model_dump(mode="json")}
+        settings = {"editor": self.name, "preset": self.preset, **self.settled(model).model_dump(mode="json")}
         before = {name: fingerprint(parameters[name]) for name in deltas}
         return Edit(self.name, dict(deltas), tuple(facts), settings, seed, identity(model), before, tuple(prefixes),
                     dict(diagnostics or {}), tuple(notes))  # fmt: skip

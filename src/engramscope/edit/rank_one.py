@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from engramscope.edit._base import Editor, Progress
+from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.applied import with_deltas
 from engramscope.edit.defaults import resolved
 from engramscope.edit.delta import Delta, outer
@@ -117,6 +117,17 @@ def rome_place(model: Model, options: RankOneOptions) -> tuple[RankOneOptions, P
     return found, Place(layer, token_from_end(found.token)), note
 
 
+def settled_rome(model: Model, options: EditorOptions) -> RankOneOptions:
+    """The options with those of this model, and with its layer.
+
+    Raises:
+        SiteError: there is no such layer.
+    """
+    assert isinstance(options, RankOneOptions)
+    found, place, _ = rome_place(model, options)
+    return found.model_copy(update={"layer": place.layer})
+
+
 def token_from_end(token: Token) -> int | None:
     """As `Place` says it."""
     return 1 if token == "last" else None
@@ -164,9 +175,8 @@ def rank_one(
     warned = warnings_of(fact, entry, asks[0])
     said_notes = [*notes, thin, post_norm_note(model, place.layer, linear), *(note for note, _ in warned)]
     diagnostics = {"facts": [entry | {"warnings": [sentence for _, sentence in warned]}], "second_moment": said}
-    edit = editor.edit(model, [fact], deltas, seed, prefixes=prefixes, diagnostics=diagnostics,
+    return editor.edit(model, [fact], deltas, seed, prefixes=prefixes, diagnostics=diagnostics,
                        notes=[note for note in said_notes if note])  # fmt: skip
-    return replace(edit, settings={**edit.settings, **options.model_dump(mode="json"), "layer": place.layer})
 
 
 def placed(ask: Ask, from_end: int | None) -> Ask:

@@ -173,10 +173,7 @@ def spread(
     notes = dict.fromkeys([*what.notes, *(note for warnings in warned for note, _ in warnings)])
     diagnostics = {"facts": told, **said, "layers": list(what.layers)}
     edit = editor.edit(model, facts, deltas, what.seed, prefixes=prefixes, diagnostics=diagnostics, notes=tuple(notes))
-    return replace(
-        edit, settings={**edit.settings, **options.model_dump(mode="json"), "layers": list(what.layers)},
-        diagnostics={**diagnostics, "relative_change": edit.norms(model)},
-    )  # fmt: skip
+    return replace(edit, diagnostics={**diagnostics, "relative_change": edit.norms(model)})
 
 
 def _by_kind(counts: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 from engramscope.edit._base import Editor
 from engramscope.edit.catalogue import editor_names, make_editor
 from engramscope.errors import InputError, UnknownNameError
+from engramscope.models.model import Model
 from engramscope.registry import nearest
 
 #: what a column may be called: it becomes the name of a file
@@ -108,9 +109,13 @@ def one_editor(name: str, sets: Sequence[str] = (), *, preset: str | None = None
     return make_editor(plain, options, preset=preset or found)
 
 
-def editor_settings(editor: Editor) -> dict[str, Any]:
-    """What identifies an editor: its name and its options, resolved."""
-    return {"editor": editor.name, "preset": editor.preset, **editor.options.model_dump(mode="json")}
+def editor_settings(editor: Editor, model: Model) -> dict[str, Any]:
+    """What identifies an editor of a model: its name and the options that its edits are computed with.
+
+    Raises:
+        InputError: it cannot edit the model.
+    """
+    return {"editor": editor.name, "preset": editor.preset, **editor.settled(model).model_dump(mode="json")}
 
 
 def _spec(text: str, presets: Mapping[str, Sequence[str]]) -> tuple[str, str, str | None]:

@@ -128,7 +128,7 @@ def run_sequence(
     ready, skipped = ready_editors(model, editors, records[0])
     if not ready:
         raise InputError(["No editor is left:", *(f"{one['label']}: {one['why']}" for one in skipped)])
-    settings = {label: editor_settings(editor) | identity for label, (editor, identity) in ready.items()}
+    settings = {label: editor_settings(editor, model) | identity for label, (editor, identity) in ready.items()}
     common = common_settings(model, materials, chosen, seed) | {
         "stops": list(plan.stops), "batch": batch, "sample": sample,
     }  # fmt: skip

@@ -88,7 +88,7 @@ def run_table4(
     ready, skipped = ready_editors(model, editors, records[0])
     if not ready:
         raise InputError(["No editor is left for the table:", *(f"{one['label']}: {one['why']}" for one in skipped)])
-    settings = {label: editor_settings(editor) | identity for label, (editor, identity) in ready.items()}
+    settings = {label: editor_settings(editor, model) | identity for label, (editor, identity) in ready.items()}
     common = common_settings(model, materials, chosen, seed)
     with outcome_folder(Path(out), KIND, common, {UNEDITED: {}, **settings}, resume=resume) as journals:
         base = perplexity_of(model, materials.texts) if materials.texts else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engramscope.edit.names import editor_words
 from engramscope.editing.findings import UNEDITED, estimate_of, score_of
 from engramscope.evaluate.measures import HARMONIC, MEASURES
 from engramscope.report.words import DASH, MINUS, missing
@@ -13,18 +14,12 @@ from engramscope.report.words import DASH, MINUS, missing
 LEVEL = 0.05
 #: subjects below which a bootstrap is said to be rough
 _FEW = 20
-_LABELS = {
-    UNEDITED: "no edit", "ft": "FT", "ft_l": "FT+L", "rome": "ROME", "memit": "MEMIT", "alphaedit": "AlphaEdit",
-    "kn": "KN", "ke": "KE", "ke_cf": "KE-CF", "mend": "MEND", "mend_cf": "MEND-CF", "random_site": "random site",
-    "model": "model", "edited": "edited model",
-}  # fmt: skip
+_LABELS = {UNEDITED: "no edit", "model": "model", "edited": "edited model"}
 
 
 def label_words(label: str) -> str:
-    """An editor's label as the literature writes it."""
-    known = _LABELS.get(label.replace("-", "_"))
-    name, _, rest = label.partition("-")
-    return known or (f"{_LABELS[name]} {rest}" if name in _LABELS else label)
+    """A row's label as the literature writes it."""
+    return _LABELS.get(label) or editor_words(label)
 
 
 def published_row(findings: Mapping[str, Any], label: str) -> Mapping[str, Any]:

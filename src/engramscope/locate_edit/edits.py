@@ -65,10 +65,20 @@ class Bench:
         """An editor of a layer; it may keep much about it (a factor of its second moment), so let it go afterwards."""
         return make_editor(name, {**self.methods[name], **_at(name, layer)})
 
-    def resolved(self) -> dict[str, Any]:
-        """Every option of every editor, but for the layer."""
-        found = {name: self.editor(name, self.layers[0]).options.model_dump(mode="json") for name in self.methods}
-        return {name: {key: value for key, value in one.items() if key not in _LAYERS} for name, one in found.items()}
+    def settled(self, model: Model) -> dict[str, Any]:
+        """Every option that the editors use, but for the layer; as it was given where each layer has its own.
+
+        Raises:
+            InputError: an editor cannot edit the model.
+        """
+        found: dict[str, Any] = {}
+        for name in self.methods:
+            editors = [self.editor(name, layer) for layer in self.layers]
+            given = editors[0].options.model_dump(mode="json")
+            used = [editor.settled(model).model_dump(mode="json") for editor in editors]
+            alike = {key: value for key, value in used[0].items() if all(one[key] == value for one in used)}
+            found[name] = {key: alike.get(key, value) for key, value in given.items() if key not in _LAYERS}
+        return found
 
 
 def _at(name: str, layer: int) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from engramscope.edit.names import editor_words
 from engramscope.locate_edit.words import OUTCOMES, SHORT, WAYS, primary
+from engramscope.report.words import MINUS
 
 _COLOURS = ("#2166ac", "#b8762a", "#2c6e49", "#7b4a9e", "#a4262c", "#5d594f")
 _LINE = "#a4262c"
@@ -44,7 +46,8 @@ def scatter_figure(predictor: np.ndarray, outcome: np.ndarray, layers: Sequence[
             ends = np.array([x[known].min(), x[known].max()])
             axes.plot(ends, level + slope * ends, color=_LINE, linewidth=1.2)
         r = correlations[at]
-        axes.set_title(f"layer {layers[at]}" + ("" if r is None else f", rank r {r:.2f}"), fontsize=8)
+        said = "" if r is None else f", rank r {r:.2f}".replace("-", MINUS)
+        axes.set_title(f"layer {layers[at]}{said}", fontsize=8)
         axes.set_ylim(-0.05, 1.05)
         _plain(axes)
     for axes in grid.flat[len(shown) :]:
@@ -61,7 +64,7 @@ def curves_figure(found: Mapping[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     edited = [one for one in found["curves"] if one["what"] == "outcome" and one["outcome"] == "rewrite"]
     for number, one in enumerate(edited):
-        _band(left, one, _COLOURS[number % len(_COLOURS)], one["editor"])
+        _band(left, one, _COLOURS[number % len(_COLOURS)], editor_words(one["editor"]))
     first = next(one for one in found["curves"] if one["what"] == "tracing")
     traced = [
         one
@@ -97,7 +100,7 @@ def controls_figure(found: Mapping[str, Any]) -> Figure:
                          WAYS[way] if at == 0 else None)  # fmt: skip
         axes.set_xticks(range(len(OUTCOMES)), list(OUTCOMES.values()))
         axes.set_ylim(0, 1.05)
-        axes.set_ylabel(f"{editor}: mean score", fontsize=9)
+        axes.set_ylabel(f"{editor_words(editor)}: mean score", fontsize=9)
         _plain(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     if handles:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engramscope.edit.names import editor_words
 from engramscope.locate_edit.analysis import Predictor, Tables
 from engramscope.locate_edit.figures import controls_figure, curves_figure, scatter_figure
 from engramscope.locate_edit.words import (
@@ -56,7 +57,8 @@ def write_page(folder: Path, tables: Tables, found: Mapping[str, Any]) -> Path:
             "way": WAYS,
             "short": SHORT,
         },
-        methods=joined(list(found["settings"]["methods"]), 20),
+        methods=joined([editor_words(editor) for editor in found["settings"]["methods"]], 20),
+        editor_words=editor_words,
         site=site_words,
         brief_site=brief_site,
         points=points,

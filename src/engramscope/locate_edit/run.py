@@ -147,7 +147,7 @@ def _identity(model: Model, settings: Settings, chosen: Chosen, bench: Bench) ->
         for record in chosen.records
     }  # fmt: skip
     given = settings.model_dump(mode="json", exclude={"facts", "layers", "options"})
-    return jsonable({"settings": given, "layers": bench.layers, "editors": bench.resolved(), "facts": records,
+    return jsonable({"settings": given, "layers": bench.layers, "editors": bench.settled(model), "facts": records,
                      "model": model_fingerprints(model), "engramscope": versions()["engramscope"]})  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engramscope.edit.names import editor_words
 from engramscope.report.words import bare_p, joined, number, p_value, percent
 
 CORRUPTIONS = {"gaussian": "noise on the subject", "str": "another subject"}
@@ -106,7 +107,7 @@ def _facts(found: Mapping[str, Any]) -> str:
     return (
         f"{facts['chosen']} facts that {found['model']['name']} states right, of {facts['looked_at']} that were looked "
         f"at{aside}, were traced, and edited at {len(found['layers'])} layers one at a time by "
-        f"{joined(list(settings['methods']), 20)}."
+        f"{joined([editor_words(name) for name in settings['methods']], 20)}."
     )
 
 
@@ -121,8 +122,8 @@ def _explained(row: Mapping[str, Any]) -> str:
     )  # fmt: skip
     how = f"{CORRUPTIONS[row['corruption']]}, {METRICS[row['metric']]}, {TOKENS[row['tokens']]}"
     return (
-        f"{row['editor']}: the layer explains {percent(models['layer']['value'])} of the variance of the rewrite's "
-        f"success, tracing alone ({how}; {site_words(row['site'], row['window'])}) "
+        f"{editor_words(row['editor'])}: the layer explains {percent(models['layer']['value'])} of the variance of the "
+        f"rewrite's success, tracing alone ({how}; {site_words(row['site'], row['window'])}) "
         f"{percent(models['predictor']['value'])}. {more}: {points(gain['value'])} "
         f"({_hundredfold(gain['low'])} to {_hundredfold(gain['high'])}) of the variance once chance is taken off, "
         f"{_hundredfold(models['gain'])} before; {p_value(p)}."
@@ -147,8 +148,8 @@ def _controls(row: Mapping[str, Any]) -> str:
         "unclear": "a difference is not shown, so that locating helps is not either",
     }[verdict(row)]
     return (
-        f"With {row['editor']} the edit's success is {number(success['peak']['value'])} at {WAYS['peak']}, "
-        f"{number(success['fixed']['value'])} at {WAYS['fixed']} (chosen on other facts) and "
+        f"With {editor_words(row['editor'])} the edit's success is {number(success['peak']['value'])} at "
+        f"{WAYS['peak']}, {number(success['fixed']['value'])} at {WAYS['fixed']} (chosen on other facts) and "
         f"{number(success['random']['value'])} at {WAYS['random']}; own peak minus best fixed layer "
         f"{number(gap['value'])} ({number(gap['low'])} to {number(gap['high'])}): {says}."
     )
@@ -177,7 +178,7 @@ def _elsewhere(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 
 def _missing(row: Mapping[str, Any]) -> str:
-    return f"{row['editor']}: {row['status']}."
+    return f"{editor_words(row['editor'])}: {row['status']}."
 
 
 def _agreement(found: Mapping[str, Any]) -> str:

@@ -60,15 +60,23 @@ class AlphaEdit(Editor):
         super().__init__(name, options, preset)
         self._known = Known()
 
+    def settled(self, model: Model) -> AlphaEditOptions:
+        """The options with what is published, or was found, for this model, and its layers.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        assert isinstance(self.options, AlphaEditOptions)
+        options = resolved(self.options, model, {}, _BUNDLED)
+        return options.model_copy(update={"layers": chosen_layers(model, options)[0]})
+
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrices of the layers that are edited.
 
         Raises:
             InputError: there is no such layer, or its MLP has no single down projection.
         """
-        assert isinstance(self.options, AlphaEditOptions)
-        layers, _ = chosen_layers(model, resolved(self.options, model, {}, _BUNDLED))
-        return tuple(down_projection(model, layer).name for layer in layers)
+        return tuple(down_projection(model, layer).name for layer in self.settled(model).layers or ())
 
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, AlphaEditOptions)

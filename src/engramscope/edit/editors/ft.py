@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent, trained_names
+from engramscope.edit.descent import DescentOptions, edit_by_descent, rate_of, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_XL, GPTJ, chosen_layer
+from engramscope.edit.matrices import down_projection
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
 
@@ -35,6 +36,17 @@ class FineTuning(Editor):
         "ft-2022": {"lr": 5e-4, "objective": "last_prompt_token", "bias": True}
     }
     source = "Meng et al. 2022, Table 4 (FT); Zhu et al. 2020"
+
+    def settled(self, model: Model) -> DescentOptions:
+        """The options with the layer and the learning rate of this model.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, DescentOptions)
+        layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
+        rate, _ = rate_of(model, down_projection(model, layer), self.options.lr)
+        return self.options.model_copy(update={"layer": layer, "lr": rate})
 
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrix of the layer that is trained, and its bias where that is trained, too.

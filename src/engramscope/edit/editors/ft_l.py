@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent, trained_names
+from engramscope.edit.descent import DescentOptions, edit_by_descent, rate_of, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_LARGE, GPT2_MEDIUM, GPT2_XL, GPTJ, chosen_layer
 from engramscope.edit.matrices import down_projection
@@ -52,6 +52,18 @@ class ConstrainedFineTuning(Editor):
     }
     source = "Meng et al. 2022, Table 4 (FT+L); Zhu et al. 2020"
     joint = "many"
+
+    def settled(self, model: Model) -> BallOptions:
+        """The options with the layer, the learning rate and the radius of this model.
+
+        Raises:
+            InputError: there is no such layer, or its MLP has no single down projection.
+        """
+        assert isinstance(self.options, BallOptions)
+        layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
+        rate, _ = rate_of(model, down_projection(model, layer), self.options.lr)
+        radius, _ = _radius(model, layer, self.options.radius)
+        return self.options.model_copy(update={"layer": layer, "lr": rate, "radius": radius})
 
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrix of the layer that is trained, and its bias where that is trained, too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.edit import Edit
 from engramscope.edit.keys import with_prefixes
-from engramscope.edit.rank_one import Place, RankOneOptions, rank_one, rome_place
+from engramscope.edit.rank_one import Place, RankOneOptions, rank_one, rome_place, settled_rome
 from engramscope.edit.solvers import Known
 from engramscope.errors import InputError
 from engramscope.models.model import Model
@@ -45,6 +44,14 @@ class RandomSite(Editor):
         super().__init__(name, options, preset)
         self._known = Known()
 
+    def settled(self, model: Model) -> EditorOptions:
+        """The options with what ROME has for this model; `layer` is the one that is not to be drawn.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        return settled_rome(model, self.options)
+
     def _compute(self, model: Model, facts: list[Fact], seed: int, progress: Progress | None) -> Edit:
         assert isinstance(self.options, RandomSiteOptions)
         options, usual, _ = rome_place(model, self.options)
@@ -54,9 +61,7 @@ class RandomSite(Editor):
             f"This is a control: the edit was written at a layer drawn at random{where}, not at layer {usual.layer}, "
             "which ROME edits."
         )
-        # every fact may have its own layer, so the settings say the one that was left out
-        edit = rank_one(self, model, facts[0], place, options, seed, self._known, notes=[note], progress=progress)
-        return replace(edit, settings={**edit.settings, "layer": usual.layer})
+        return rank_one(self, model, facts[0], place, options, seed, self._known, notes=[note], progress=progress)
 
 
 def drawn_place(model: Model, fact: Fact, usual: Place, seed: int, *, other_token: bool) -> Place:

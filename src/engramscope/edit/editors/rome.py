@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from engramscope.edit._base import Editor, EditorOptions, Progress
 from engramscope.edit.edit import Edit
 from engramscope.edit.matrices import down_projection
-from engramscope.edit.rank_one import RankOneOptions, rank_one, rome_place
+from engramscope.edit.rank_one import RankOneOptions, rank_one, rome_place, settled_rome
 from engramscope.edit.solvers import Known
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
@@ -34,6 +34,14 @@ class Rome(Editor):
     def __init__(self, name: str, options: EditorOptions, preset: str | None = None) -> None:
         super().__init__(name, options, preset)
         self._known = Known()
+
+    def settled(self, model: Model) -> EditorOptions:
+        """The options with what is published, or was found, for this model, and its layer.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        return settled_rome(model, self.options)
 
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrix of the layer that is edited.

@@ -31,7 +31,8 @@ class Example:
         others: other prompts with the same target: paraphrases, or the prompt without its beginning.
         local: texts that the edit is not about.
         group: examples of one group are never on both sides of a split: the subject, or the passage.
-        targets: other targets that would make an edit too: those of other records of the relation.
+        targets: other targets that would make an edit too: those of other records of the relation, or pieces of other
+            passages.
     """
 
     edit: Ask
@@ -153,8 +154,10 @@ def from_texts(
     if continuation == "model":
         targets = _continued(model, prompts, tokens, seed)
     else:
-        turned = np.roll(np.arange(len(whole)), 1)
-        targets = [whole[other][1][cuts[other] : cuts[other] + tokens] for other in turned]
+        targets = [ids[cut : cut + tokens] for (_, ids), cut in zip(whole, cuts, strict=True)]
+        targets = [*targets[-1:], *targets[:-1]]
+    # what the model draws is an answer to its own prompt, and to no other
+    pool = tuple(dict.fromkeys(targets)) if continuation == "other" else ()
     examples = []
     for place, ((leading, _), prompt, target) in enumerate(zip(whole, prompts, targets, strict=True)):
         # at least one token of the prompt stays, and the special tokens in front of it
@@ -162,7 +165,7 @@ def from_texts(
         others = [Ask((*prompt[:leading], *prompt[start:]), target) for start in starts]
         strangers = [whole[other][1] for other in draw.permutation(len(whole))[: _OTHERS + 1] if other != place]
         local = tuple(Ask(ids[:-1], ids[-1:]) for ids in strangers[:_OTHERS])
-        examples.append(Example(Ask(prompt, target), tuple(others), local, str(place)))
+        examples.append(Example(Ask(prompt, target), tuple(others), local, str(place), pool))
     return examples
 
 

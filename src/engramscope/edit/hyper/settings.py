@@ -34,8 +34,8 @@ class TrainingSettings(BaseModel):
         clip: the gradient is scaled down to this norm.
         edit_weight, locality_weight: the loss is edit_weight · NLL + locality_weight · KL.
         texts: local texts for each edit and step.
-        mixed: how often the target of a record is exchanged for that of another record of its relation. This makes many
-            edits of few records; the released trainings have nothing like it.
+        mixed: how often the target is exchanged for another one: that of another record of the relation, or a piece of
+            yet another passage. This makes many edits of few examples; the released trainings have nothing like it.
         locality: from records, their neighbourhood prompts, or prompts about something else.
         tokens: of the target, where an editor is trained on text.
         continuation: the target on text: a piece of another passage, or drawn from the model. A small model is so sure

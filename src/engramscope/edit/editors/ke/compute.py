@@ -49,7 +49,7 @@ class Ke(TrainedEditor):
         if model.anatomy.d_model < SMALL:
             return {"edit_weight": 3.0, "steps": 800}
         return {
-            "hidden": 512, "z": 768, "inner": 512, "learning_rate": 1e-5, "decay": False, "batch": 1, "accumulate": 10,
-            "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "steps": 50_000,
+            "hidden": 512, "z": 768, "inner": 512, "scale": 1.0, "learning_rate": 1e-5, "decay": False, "batch": 1,
+            "accumulate": 10, "clip": 100.0, "edit_weight": 0.1, "texts": 1, "mixed": 0.0, "steps": 50_000,
             "validate_every": 500, "patience": 4, "continuation": "model",
         }  # fmt: skip
