@@ -113,7 +113,7 @@ def editor_settings(editor: Editor, model: Model) -> dict[str, Any]:
     """What identifies an editor of a model: its name and the options that its edits are computed with.
 
     Raises:
-        InputError: it cannot edit the model.
+        SiteError: its options do not go with the model.
     """
     return {"editor": editor.name, "preset": editor.preset, **editor.settled(model).model_dump(mode="json")}
 
