@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -91,6 +93,39 @@ def naive(model: Model, edit: Edit, facts: list[Fact], layers: list[int], weight
             for layer, value in old.items():
                 down_projection(model, layer).weight.copy_(value)
     return found
+
+
+@pytest.mark.parametrize(
+    ("method", "maker", "about"),
+    [("memit", "engramscope.edit.solvers.Solver", "second_moments"),
+     ("alphaedit", "engramscope.edit.editors.alphaedit.quiet_directions", "quiet_directions")],
+)  # fmt: skip
+def test_one_matrix_is_in_memory_at_a_time(
+    method: str, maker: str, about: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Any]] = []
+    most, make = 0, resolve_name(maker)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        found = make(*args, **kwargs)
+        made.append(weakref.ref(found))
+        most = max(most, sum(one() is not None for one in made))
+        return found
+
+    model, editor = shared_model("gpt2"), make_editor(method, {**given, "layers": (0, 1, 2)})
+    first = editor.compute(model, FACT)
+    monkeypatch.setattr(maker, counting)
+    again = editor.compute(model, FACT)
+    assert (most, len(made)) == (1, 3)
+    for name, delta in again.deltas.items():
+        assert torch.equal(delta.dense(), first.deltas[name].dense())
+    assert list(again.diagnostics[about]) == ["0", "1", "2"]
+    one = make_editor(method, {**given, "layers": (1,)})
+    one.compute(model, FACT)
+    made.clear()
+    one.compute(model, FACT)
+    assert len(made) == (0 if method == "memit" else 1)  # edits of one layer share its factor
 
 
 @pytest.mark.parametrize("layers", [(1,), (0, 1)])

@@ -20,6 +20,7 @@ from engramscope.records.cache import cache_folder
 from engramscope.results.atomic import disk_sentence, write_bytes
 
 _KEY = "engramscope_second_moment"
+_UNFINISHED = "{path} holds no second moment, but one that is still being measured."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,21 +68,24 @@ class MomentStore:
         """The store in a cache folder; None for the user's own."""
         return cls((Path(cache) if cache else cache_folder()) / "second_moments")
 
-    def read(self, said: Mapping[str, Any]) -> SecondMoment | None:
-        """What was kept under this description; None where nothing sound was."""
+    def file(self, said: Mapping[str, Any]) -> Path | None:
+        """Where a moment is kept under this description; None where nothing sound is."""
+        path = self._path(said)
         try:
-            moment = read_moment(self._path(said))
+            known = _read(path, tensors=False)[1]
         except InputError:
             return None
-        return moment if dict(moment.said) == dict(said) else None
+        return path if known.get("said") == dict(said) else None
 
-    def write(self, moment: SecondMoment) -> None:
-        """Keep a moment.
+    def write(self, moment: SecondMoment) -> Path:
+        """Keep a moment; the file.
 
         Raises:
             ResultsError: the disk refuses.
         """
-        self._write(self._path(moment.said), {"matrix": moment.matrix}, {"said": moment.said, "tokens": moment.tokens})
+        path = self._path(moment.said)
+        self._write(path, {"matrix": moment.matrix}, {"said": moment.said, "tokens": moment.tokens})
+        return path
 
     def read_partial(self, saids: Sequence[Mapping[str, Any]]) -> Partial | None:
         """A measurement of these that was stopped; None where there is none."""
@@ -129,12 +133,13 @@ def read_moment(path: str | Path) -> SecondMoment:
     """
     tensors, said = _read(Path(path))
     if "matrix" not in tensors:
-        raise InputError(f"{path} holds no second moment, but one that is still being measured.")
-    return SecondMoment(tensors["matrix"], said["tokens"], said["said"])
+        raise InputError(_UNFINISHED.format(path=path))
+    # what safetensors gives is the file itself, and would change with it
+    return SecondMoment(tensors["matrix"].clone(), said["tokens"], said["said"])
 
 
-def given_moment(path: str | Path, wanted: Mapping[str, Any]) -> SecondMoment:
-    """The second moment of a file, or of a file in a folder, held to the model and the layer that it is needed for.
+def given_file(path: str | Path, wanted: Mapping[str, Any]) -> Path:
+    """The file of a second moment, itself or in a folder, held to the model and the layer that it is needed for.
 
     Of several that fit, the one of the most tokens is taken.
 
@@ -148,17 +153,19 @@ def given_moment(path: str | Path, wanted: Mapping[str, Any]) -> SecondMoment:
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     faults: list[str] = []
-    best: SecondMoment | None = None
+    found: list[tuple[int, Path]] = []
     for file in files:
         if path.is_dir() and file.name.endswith(".partial.safetensors"):
             continue
-        moment = read_moment(file)
-        if (fault := _misfit(file, moment.said, wanted)) is not None:
+        known = _read(file, tensors=False)[1]
+        if "said" not in known:
+            raise InputError(_UNFINISHED.format(path=file))
+        if (fault := _misfit(file, known["said"], wanted)) is not None:
             faults.append(fault)
-        elif best is None or moment.tokens > best.tokens:
-            best = moment
-    if best is not None:
-        return best
+        else:
+            found.append((known["tokens"], file))
+    if found:
+        return max(found, key=lambda one: one[0])[1]
     if path.is_dir() and len(faults) != 1:
         raise InputError(
             f"{path} holds {len(faults)} second moments, and none of them is of layer {wanted['layer']} of this model "
@@ -183,16 +190,18 @@ def _misfit(file: Path, said: Mapping[str, Any], wanted: Mapping[str, Any]) -> s
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description; a file that was cut off is noticed without reading the tensors, too."""
+    found: dict[str, Tensor] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
             said = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names} if isinstance(said, dict) else {}
+            if tensors and isinstance(said, dict):
+                found = {name: file.get_tensor(name) for name in list(file.keys())}
     except FileNotFoundError:
         raise InputError(f"There is no second moment {str(path)!r}.") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is no second moment, or it is damaged ({error}).") from None
     if not isinstance(said, dict):
         raise InputError(f"{path} holds tensors, but no second moment that Engramscope wrote.")
-    return tensors, said
+    return found, said

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from engramscope.edit.edit import identity
 from engramscope.edit.frozen import evaluating
 from engramscope.edit.keys import input_of
 from engramscope.edit.matrices import down_projection
-from engramscope.edit.moment_store import MomentStore, Partial, SecondMoment
+from engramscope.edit.moment_store import MomentStore, Partial, SecondMoment, read_moment
 from engramscope.edit.passes import read_until
 from engramscope.edit.texts import Texts
 from engramscope.edit.tokens import encoder_of
@@ -75,24 +76,40 @@ def second_moments(
     Source: Meng et al. 2022, ROME, appendix B. The release takes 100,000 documents of Wikipedia in float32, where the
     paper says 100,000 vectors; the number of tokens is said outright here.
     """
+    files = moment_files(
+        model, layers, texts, store, tokens=tokens, context=context, edited=edited, progress=progress,
+        save_every_s=save_every_s,
+    )  # fmt: skip
+    return {layer: read_moment(file) for layer, file in files.items()}
+
+
+def moment_files(
+    model: Model, layers: Sequence[int], texts: Texts, store: MomentStore, *, tokens: int | None = None,
+    context: int | None = None, edited: bool = True, progress: Progress | None = None,
+    save_every_s: float = _SAVE_EVERY_S,
+) -> dict[int, Path]:  # fmt: skip
+    """The files of `second_moments`, which take the memory of one matrix for each layer only where they are measured.
+
+    Raises:
+        InputError: the texts hold no token, or a key is not finite.
+        ResultsError: the disk refuses.
+    """
     budget, cut = budget_of(model, layers, tokens), context_of(model, context)
     known_hash = identity(model)["hash"]
     said = {layer: description(model, layer, texts, budget, cut, known_hash, edited=edited) for layer in layers}
-    found = {layer: known for layer in layers if (known := store.read(said[layer])) is not None}
+    found = {layer: known for layer in layers if (known := store.file(said[layer])) is not None}
     missing = [layer for layer in said if layer not in found]
     if missing:
         wanted = {layer: said[layer] for layer in missing}
         with evaluating(model.hf), nullcontext() if edited else without_deltas(model.hf):
-            measured = _measured(_Pass(model, missing, texts, budget, cut, progress), wanted, store, save_every_s)
-        for layer, moment in measured:
-            found[layer] = moment
-    return found
+            found |= _measured(_Pass(model, missing, texts, budget, cut, progress), wanted, store, save_every_s)
+    return {layer: found[layer] for layer in layers}
 
 
 def _measured(
     pass_: _Pass, said: Mapping[int, Mapping[str, Any]], store: MomentStore, save_every_s: float
-) -> list[tuple[int, SecondMoment]]:
-    """Measure, from where an earlier measurement was stopped, and keep what comes out."""
+) -> dict[int, Path]:
+    """Measure, from where an earlier measurement was stopped, and keep what comes out; its files."""
     names = list(said.values())
     partial = store.read_partial(names)
     if partial is not None:
@@ -102,10 +119,7 @@ def _measured(
         if time.monotonic() - saved >= save_every_s and pass_.tokens < pass_.budget:
             store.write_partial(names, pass_.state())
             saved = time.monotonic()
-    found: list[tuple[int, SecondMoment]] = []
-    for layer, moment in zip(said, pass_.moments(said), strict=True):
-        store.write(moment)
-        found.append((layer, moment))
+    found = {layer: store.write(moment) for layer, moment in zip(said, pass_.moments(said), strict=True)}
     store.remove_partial(names)
     return found
 

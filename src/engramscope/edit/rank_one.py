@@ -190,7 +190,7 @@ def _direction(
     """u, of unit length, in float64; what was used to find it; and a note."""
     if not options.mom2:
         return _unit(keys.mean[0].double()), None, None
-    one = known.solvers(model, [layer], options, progress)[layer]
+    one = known.solvers(model, [layer], options, progress)(layer)
     return _unit(one.solver.solve(keys.mean)[0]).to(keys.mean.device), one.said(), one.note()
 
 

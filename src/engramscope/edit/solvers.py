@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from engramscope.edit._base import EditorOptions, Progress
 from engramscope.edit.applied import deltas_in
 from engramscope.edit.edit import identity
 from engramscope.edit.matrices import down_projection
-from engramscope.edit.moment_store import MomentStore, SecondMoment, given_moment
-from engramscope.edit.moments import budget_of, context_of, description, fingerprint_of, second_moments
+from engramscope.edit.moment_store import MomentStore, SecondMoment, given_file, read_moment
+from engramscope.edit.moments import budget_of, context_of, description, fingerprint_of, moment_files
 from engramscope.edit.prefixes import sample_prefixes
 from engramscope.edit.solve import EPS, Solver
 from engramscope.edit.texts import Texts, default_texts, read_texts
@@ -83,7 +83,7 @@ class Known:
 
     def __init__(self) -> None:
         self._texts: dict[tuple[str, Path | None], Texts] = {}
-        self._solvers: dict[int, tuple[str, LayerSolver]] = {}
+        self._solver: tuple[str, LayerSolver] | None = None
         self._prefixes: tuple[str, tuple[str, ...]] = ("", ())
 
     def prefixes(
@@ -98,30 +98,36 @@ class Known:
 
     def solvers(
         self, model: Model, layers: Sequence[int], options: MomentOptions, progress: Progress | None
-    ) -> dict[int, LayerSolver]:
-        """A solver for each layer; factors are kept for as long as they hold.
+    ) -> Callable[[int], LayerSolver]:
+        """What gives the solver of a layer; that of the first is made at once.
+
+        One factor is in memory at a time, because for a wide model each takes half a gigabyte: the last one stays for
+        as long as it holds, so that edits of one layer share it. Several layers have theirs made again for each edit.
 
         Raises:
             InputError: no texts, a second moment of another model or layer, or one that is singular.
         """
         said = self._descriptions(model, layers, options)
         keys = {layer: json.dumps([said[layer], options.eps, str(options.moments)]) for layer in layers}
-        fresh = [layer for layer in layers if self._solvers.get(layer, ("",))[0] != keys[layer]]
-        for layer in [layer for layer in self._solvers if layer not in layers or layer in fresh]:
-            del self._solvers[layer]
-        if fresh:
-            found = self._moments(model, fresh, options, said, progress)
-            for layer in fresh:
-                moment = found.pop(layer)
-                device = down_projection(model, layer).weight.device
-                solver = Solver(moment.matrix, options.eps, device)
-                self._solvers[layer] = keys[layer], LayerSolver(solver, moment.tokens, len(moment.matrix))
-        return {layer: self._solvers[layer][1] for layer in layers}
+        known = len(layers) == 1 and self._solver is not None and self._solver[0] == keys[layers[0]]
+        moment_of = None if known else self._moments(model, layers, options, said, progress)
+
+        def solver_of(layer: int) -> LayerSolver:
+            if self._solver is None or self._solver[0] != keys[layer]:
+                self._solver = None
+                assert moment_of is not None
+                moment = moment_of(layer)
+                solver = Solver(moment.matrix, options.eps, down_projection(model, layer).weight.device)
+                self._solver = keys[layer], LayerSolver(solver, moment.tokens, len(moment.matrix))
+            return self._solver[1]
+
+        solver_of(layers[0])
+        return solver_of
 
     def moments(
         self, model: Model, layers: Sequence[int], options: MomentOptions, progress: Progress | None
-    ) -> dict[int, SecondMoment]:
-        """The second moment of each layer.
+    ) -> Callable[[int], SecondMoment]:
+        """What reads the second moment of a layer; those that were never measured are measured here.
 
         Raises:
             InputError: no texts, or a second moment of another model or layer.
@@ -129,16 +135,18 @@ class Known:
         return self._moments(model, layers, options, self._descriptions(model, layers, options), progress)
 
     def _moments(
-        self, model: Model, fresh: Sequence[int], options: MomentOptions, said: dict[int, dict[str, Any]],
+        self, model: Model, layers: Sequence[int], options: MomentOptions, said: dict[int, dict[str, Any]],
         progress: Progress | None,
-    ) -> dict[int, SecondMoment]:  # fmt: skip
+    ) -> Callable[[int], SecondMoment]:  # fmt: skip
         if options.moments is not None:
-            return {layer: given_moment(options.moments, said[layer]) for layer in fresh}
-        return second_moments(
-            model, fresh, self._source(model, options), MomentStore.at(options.cache),
-            tokens=budget_of(model, list(said), options.tokens), context=options.context, edited=options.edited,
-            progress=progress,
-        )  # fmt: skip
+            files = {layer: given_file(options.moments, said[layer]) for layer in layers}
+        else:
+            files = moment_files(
+                model, layers, self._source(model, options), MomentStore.at(options.cache),
+                tokens=budget_of(model, list(said), options.tokens), context=options.context, edited=options.edited,
+                progress=progress,
+            )  # fmt: skip
+        return lambda layer: read_moment(files[layer])
 
     def _descriptions(self, model: Model, layers: Sequence[int], options: MomentOptions) -> dict[int, dict[str, Any]]:
         texts = _ANY if options.moments is not None else self._source(model, options)

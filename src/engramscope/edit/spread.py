@@ -37,8 +37,24 @@ PUBLISHED_LAYERS: Mapping[tuple[str, int], tuple[int, ...]] = {
 #: for other models: so many layers, ending at this share of the depth, as in the published ones
 _COUNT, _DEPTH = 5, 0.36
 
-#: (layer, keys [facts, n_in]) -> what is written for each key [facts, n_in], and a note
-KeySide = Callable[[int, Tensor], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class KeySide:
+    """What a layer has for each key.
+
+    Attributes:
+        written: X [facts, n_in], float64.
+        said: what the diagnostics say of the layer; None for nothing.
+        note: a sentence for the user.
+    """
+
+    written: Tensor
+    said: Any = None
+    note: str | None = None
+
+
+#: (layer, keys [facts, n_in]) -> what is written for each of them; asked layer by layer, from the first up
+KeySides = Callable[[int, Tensor], KeySide]
 
 
 class SpreadOptions(MomentOptions):
@@ -117,8 +133,8 @@ def chosen_layers(model: Model, options: SpreadOptions) -> tuple[tuple[int, ...]
 
 
 def spread(
-    editor: Editor, model: Model, facts: list[Fact], what: Spread, key_side: KeySide, known: Known, *,
-    said: Mapping[str, Any], progress: Progress | None,
+    editor: Editor, model: Model, facts: list[Fact], what: Spread, key_side: KeySides, known: Known, *,
+    about: str, progress: Progress | None,
 ) -> Edit:  # fmt: skip
     """The edit of many facts at several layers.
 
@@ -130,9 +146,9 @@ def spread(
         model: the model.
         facts: the facts.
         what: layers, options, seed.
-        key_side: X for a layer's K; a row for every fact.
+        key_side: X for a layer's K, and what is to be said about it.
         known: what was found out before.
-        said: what the diagnostics say about the second moments.
+        about: under which name the diagnostics have what was said of each layer.
         progress: called with (what, done, total).
 
     Source: Meng et al. 2023, MEMIT, algorithm 1.
@@ -151,6 +167,8 @@ def spread(
     values = optimise_values(model, port, last, wanted, options.value_settings(), progress=progress)
     goal = torch.stack([value.start + value.delta.to(value.start) for value in values])
     deltas: dict[str, Delta] = {}
+    said: dict[str, Any] = {}
+    thin: list[str] = []
     with ExitStack() as stack:
         for place, layer in enumerate(what.layers):
             if progress:
@@ -159,7 +177,10 @@ def spread(
             keys = subject_keys(model, linear, asks, _by_kind([count for count, _ in options.prefixes])).mean
             (now,) = at_subjects(model, bare, [port])
             residual = (goal.to(now) - now) / (len(what.layers) - place)
-            delta = total([outer(linear, key_side(layer, keys), residual)])
+            side = key_side(layer, keys)
+            thin += [side.note] if side.note else []
+            said |= {} if side.said is None else {str(layer): side.said}
+            delta = total([outer(linear, side.written, residual)])
             deltas[linear.name] = delta
             stack.enter_context(with_deltas(model.hf, {linear.name: delta}))
         (now,) = at_subjects(model, bare, [port])
@@ -170,8 +191,8 @@ def spread(
     entries = _entries(facts, values, left, stated(model, bare), after)
     warned = [warnings_of(fact, entry, ask) for fact, entry, ask in zip(facts, entries, bare, strict=True)]
     told = [entry | {"warnings": [one for _, one in warnings]} for entry, warnings in zip(entries, warned, strict=True)]
-    notes = dict.fromkeys([*what.notes, *(note for warnings in warned for note, _ in warnings)])
-    diagnostics = {"facts": told, **said, "layers": list(what.layers)}
+    notes = dict.fromkeys([*what.notes, *thin, *(note for warnings in warned for note, _ in warnings)])
+    diagnostics = {"facts": told, about: said, "layers": list(what.layers)}
     edit = editor.edit(model, facts, deltas, what.seed, prefixes=prefixes, diagnostics=diagnostics, notes=tuple(notes))
     return replace(edit, diagnostics={**diagnostics, "relative_change": edit.norms(model)})
 

@@ -16,7 +16,7 @@ from engramscope.edit.edit import Edit
 from engramscope.edit.matrices import down_projection
 from engramscope.edit.solve import gathered
 from engramscope.edit.solvers import Known, thin_note
-from engramscope.edit.spread import Spread, SpreadOptions, chosen_layers, spread
+from engramscope.edit.spread import KeySide, Spread, SpreadOptions, chosen_layers, spread
 from engramscope.errors import InputError
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
@@ -82,20 +82,23 @@ class AlphaEdit(Editor):
         assert isinstance(self.options, AlphaEditOptions)
         options = resolved(self.options, model, {}, _BUNDLED)
         layers, note = chosen_layers(model, options)
-        moments = self._known.moments(model, layers, options, progress)
-        # with few tokens most directions are quiet only because nothing was heard of them
-        thin = [thin_note(moment.tokens, len(moment.matrix)) for moment in moments.values()]
-        bases = {layer: quiet_directions(moments.pop(layer).matrix, options.null_share) for layer in layers}
+        moment_of = self._known.moments(model, layers, options, progress)
 
-        def key_side(layer: int, keys: Tensor) -> Tensor:
-            basis = bases[layer].to(keys.device)
-            projected = keys.double() @ basis @ basis.T
-            return gathered(projected, projected / options.penalty)
+        def quiet(layer: int) -> tuple[Tensor, str | None]:
+            moment = moment_of(layer)
+            # with few tokens most directions are quiet only because nothing was heard of them
+            return quiet_directions(moment.matrix, options.null_share), thin_note(moment.tokens, len(moment.matrix))
 
-        notes = tuple(dict.fromkeys(one for one in (note, *thin) if one))
-        said = {"quiet_directions": {str(layer): basis.shape[1] for layer, basis in bases.items()}}
-        what = Spread(layers, options, seed, notes)
-        return spread(self, model, facts, what, key_side, self._known, said=said, progress=progress)
+        # the first at once: where nothing can be written to, it is said before the values are optimised
+        waiting = {layers[0]: quiet(layers[0])}
+
+        def key_side(layer: int, keys: Tensor) -> KeySide:
+            basis, thin = waiting.pop(layer, None) or quiet(layer)
+            projected = keys.double() @ basis.to(keys.device) @ basis.to(keys.device).T
+            return KeySide(gathered(projected, projected / options.penalty), basis.shape[1], thin)
+
+        what = Spread(layers, options, seed, (note,) if note else ())
+        return spread(self, model, facts, what, key_side, self._known, about="quiet_directions", progress=progress)
 
 
 def quiet_directions(matrix: Float[Tensor, "n n"], share: float) -> Float[Tensor, "n quiet"]:

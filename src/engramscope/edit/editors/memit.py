@@ -15,7 +15,7 @@ from engramscope.edit.layers import GPT2_XL, GPTJ
 from engramscope.edit.matrices import down_projection
 from engramscope.edit.solve import gathered
 from engramscope.edit.solvers import Known
-from engramscope.edit.spread import Spread, SpreadOptions, chosen_layers, spread
+from engramscope.edit.spread import KeySide, Spread, SpreadOptions, chosen_layers, spread
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
 
@@ -84,18 +84,16 @@ class Memit(Editor):
         assert isinstance(self.options, MemitOptions)
         options = resolved(self.options, model, _PUBLISHED, _BUNDLED)
         layers, note = chosen_layers(model, options)
-        solvers = self._known.solvers(model, layers, options, progress) if options.mom2 else {}
+        solver_of = self._known.solvers(model, layers, options, progress) if options.mom2 else None
 
-        def key_side(layer: int, keys: Tensor) -> Tensor:
-            if layer in solvers:
-                return solvers[layer].solver.regularised(keys, options.weight)
-            return gathered(keys.double(), keys.double() / options.weight)
+        def key_side(layer: int, keys: Tensor) -> KeySide:
+            if solver_of is None:
+                return KeySide(gathered(keys.double(), keys.double() / options.weight))
+            one = solver_of(layer)
+            return KeySide(one.solver.regularised(keys, options.weight), one.said(), one.note())
 
-        thin = [solver.note() for solver in solvers.values()]
-        notes = tuple(dict.fromkeys(one for one in (note, *thin) if one))
-        said = {"second_moments": {str(layer): solver.said() for layer, solver in solvers.items()}}
-        what = Spread(layers, options, seed, notes)
-        return spread(self, model, facts, what, key_side, self._known, said=said, progress=progress)
+        what = Spread(layers, options, seed, (note,) if note else ())
+        return spread(self, model, facts, what, key_side, self._known, about="second_moments", progress=progress)
 
 
 COMPONENT = Memit
