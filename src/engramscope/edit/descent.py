@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -151,6 +151,16 @@ def rate_of(model: Model, linear: LinearMap, given: float | None) -> tuple[float
         f"No learning rate is published for {model.name}: {rate:g} was used, the {_RATE:g} of GPT-2 XL scaled by the "
         f"root of the width ({_WIDTH} neurons there, {linear.n_in} here)."
     ]
+
+
+def settled_descent(model: Model, options: DescentOptions, layer: int) -> dict[str, Any]:
+    """The options that an edit of this layer is computed with.
+
+    Raises:
+        SiteError: its MLP has no single down projection.
+    """
+    rate, _ = rate_of(model, down_projection(model, layer), options.lr)
+    return {"layer": layer, "lr": rate}
 
 
 def batches_of(model: Model, layer: int, asks: Sequence[Ask], size: int, objective: Objective) -> list[Batch]:

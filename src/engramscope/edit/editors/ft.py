@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent, rate_of, trained_names
+from engramscope.edit.descent import DescentOptions, edit_by_descent, settled_descent, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_XL, GPTJ, chosen_layer
-from engramscope.edit.matrices import down_projection
 from engramscope.models.model import Model
 from engramscope.records.fact import Fact
 
@@ -45,8 +44,7 @@ class FineTuning(Editor):
         """
         assert isinstance(self.options, DescentOptions)
         layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
-        rate, _ = rate_of(model, down_projection(model, layer), self.options.lr)
-        return self.options.model_copy(update={"layer": layer, "lr": rate})
+        return self.options.model_copy(update=settled_descent(model, self.options, layer))
 
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrix of the layer that is trained, and its bias where that is trained, too.

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from engramscope.edit._base import Editor, Progress
-from engramscope.edit.descent import DescentOptions, edit_by_descent, rate_of, trained_names
+from engramscope.edit.descent import DescentOptions, edit_by_descent, settled_descent, trained_names
 from engramscope.edit.edit import Edit
 from engramscope.edit.layers import GPT2_LARGE, GPT2_MEDIUM, GPT2_XL, GPTJ, chosen_layer
 from engramscope.edit.matrices import down_projection
@@ -61,9 +61,8 @@ class ConstrainedFineTuning(Editor):
         """
         assert isinstance(self.options, BallOptions)
         layer, _ = chosen_layer(model, self.options.layer, _LAYERS, _DEPTH)
-        rate, _ = rate_of(model, down_projection(model, layer), self.options.lr)
         radius, _ = _radius(model, layer, self.options.radius)
-        return self.options.model_copy(update={"layer": layer, "lr": rate, "radius": radius})
+        return self.options.model_copy(update=settled_descent(model, self.options, layer) | {"radius": radius})
 
     def places(self, model: Model) -> tuple[str, ...]:
         """The matrix of the layer that is trained, and its bias where that is trained, too.
