@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,20 @@ def model_facts(model: Model) -> dict[str, Any]:
         "vocab": anatomy.vocab,
         "parameters": sum(parameter.numel() for parameter in model.hf.parameters()),
     }
+
+
+def training_of(model: Model) -> dict[str, Any] | None:
+    """What `training.json` beside a model's weights says of the weights that its training began from.
+
+    Returns:
+        `name` and `weights` (their hash); None where the model is no folder of a finished fine-tuning.
+    """
+    path = Path(model.name) / "training.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["model"]
+        return {"name": str(told["name"]), "weights": str(told["base"]["weights"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def model_fingerprints(model: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from engramscope.errors import StudyError
 from engramscope.models import Model, load_model
 from engramscope.models.weights import distances, ensure_same_shape
-from engramscope.provenance import matters_in_a_forward, model_fingerprints
+from engramscope.provenance import matters_in_a_forward, model_fingerprints, training_of
 from engramscope.results.store import differences
 from engramscope.study_inputs import Inputs, base_of
 
@@ -52,6 +52,15 @@ def prints_of(model: Model, base: Model | None) -> dict[str, Any]:
     """What the numbers depend on of the study's model, and of the one before training where there is one."""
     prints = model_fingerprints(model)
     return prints if base is None else {**prints, "base_weights": base.weight_hash()}
+
+
+def other_base(model: Model, base: Model) -> str:
+    """The name of the model that the training of `model` began from, where that is not `base`; else "".
+
+    Known of models that `engramscope finetune` has made.
+    """
+    began = training_of(model)
+    return "" if began is None or began["weights"] == base.weight_hash() else began["name"]
 
 
 def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:

@@ -24,10 +24,10 @@ from engramscope.locate.prepare import rewrite_pairs
 from engramscope.locate.trained import changed_between
 from engramscope.models import Model, load_config, load_model, load_tokenizer, skeleton_sizes
 from engramscope.pairs import TokenizedPair, clusters, tokenize_pairs
-from engramscope.results.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
-from engramscope.results.lock import LOCK_NAME
+from engramscope.results.folders import is_scrap
 from engramscope.results.read import read_manifest
 from engramscope.results.store import ResultsFolder, differences
+from engramscope.study_base import other_base
 from engramscope.study_inputs import Inputs, all_cells, base_of, size_faults, token_faults
 
 CELL_KEYS = ["direction", "site", "layer", "head", "position", "position_role"]
@@ -148,11 +148,6 @@ def refuse_occupied(out: Path, resume: bool) -> None:
         raise ResultsError(f"{out} cannot be made: {there} may not be written to; give another folder.")
 
 
-def is_scrap(name: str) -> bool:
-    """Whether a file is the lock, or what a killed run left half-written."""
-    return name == LOCK_NAME or (name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX))
-
-
 def folder_for(inputs: Inputs, prints: Mapping[str, Any], out: Path, resume: bool) -> ResultsFolder:
     """Make the results folder, or take up that of an interrupted run of the same study.
 
@@ -239,6 +234,7 @@ def audit_context(
         cells=cells,
         sweeps=inputs.sweeps,
         changed=None if model is None or base is None else changed_between(model, base),
+        other_base="" if model is None or base is None else other_base(model, base),
     )
 
 

@@ -329,6 +329,11 @@ CASES: dict[str, list[tuple[str, AuditContext, tuple[str, ...]]]] = {
             ),
             "taken apart",
         ),
+        case(
+            "warning",
+            AuditContext(study({"method": "base_model", "base": "gpt2"}), pairs(), other_base="folder/of-another"),
+            "from others (folder/of-another)", "training.json",
+        ),
         case("ok", AuditContext(study(), pairs())),
     ],
     "localisation_is_not_editability": [case("note", AuditContext(study(), pairs()), "mlp_out")],

@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from engramscope import bundled, load_model
 from engramscope.clap.study import ClapStudy, read_clap_study
 from engramscope.clap.tables import PRINTED, recovery
 from engramscope.cli import _run_app
 from engramscope.errors import StudyError
+from engramscope.finetune.weights import write_random_base
 from tests.clap.synthetic import STUDY, write_clap_study
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +178,7 @@ def test_what_is_printed_does_not_follow_from_what_is_printed() -> None:
         (("definitional = 6", "definitional = 5"), "questions.definitional"),
         (('presets = ["clap-2"]', 'presets = ["clap-3"]'), "unknown preset 'clap-3'"),
         (('"epochs=1"', '"epoch=1"'), "epoch"),
+        (('"epochs=1"', '"random_weights=true"'), "random_weights is a key of [model]"),
         (('file = "abstracts.csv"', 'file = "gone.csv"'), "gone.csv"),
         (('file = "abstracts.csv"', ""), "for PubMed"),
         (('name = "mini"', 'name = "minni"'), "minni"),
@@ -234,3 +237,47 @@ def _one_sweep(text: str) -> str:
     """A study file without its second and later sweeps."""
     first, second, *_ = text.split("[[sweep]]")
     return f"{first}[[sweep]]{second}"
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole study of a model without weights: a configuration and the tokenizer of `mini`."""
+    folder = tmp_path_factory.mktemp("random")
+    bare = folder / "bare"
+    bare.mkdir()
+    for path in bundled.folder("mini").iterdir():
+        if path.name.startswith("tokenizer"):
+            shutil.copy(path, bare)
+    config = json.loads((bundled.folder("mini") / "config.json").read_text(encoding="utf-8"))
+    small = {"n_layer": 2, "n_embd": 32, "n_head": 2}
+    (bare / "config.json").write_text(json.dumps(config | small), encoding="utf-8")
+    text = STUDY.replace('name = "mini"', 'name = "bare"\nrandom_weights = true')
+    assert _run_app(["clap", str(write_clap_study(folder, text)), "--out", str(folder / "out"), "--quiet"]) == 0
+    return folder / "out"
+
+
+def test_random_weights_are_kept_and_are_the_model_before_training(random: Path) -> None:
+    manifest = json.loads((random / "finetune" / "clap-2" / "training.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["random_weights"]
+    base = load_model(str(random / "base"))
+    assert base.weight_hash() == manifest["model"]["base"]["weights"]
+    transplant = json.loads((random / "what-training-moved" / "manifest.json").read_text(encoding="utf-8"))
+    # relative, so that the folder can be moved
+    assert 'base = "../base"' in (random / "studies" / "what-training-moved.toml").read_text(encoding="utf-8")
+    assert transplant["base_model"]["weight_hash"] == base.weight_hash()
+    assert transplant["model"]["weight_hash"] == load_model(str(random / "finetune" / "clap-2")).weight_hash()
+
+
+def test_other_random_weights_are_refused(random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(random, copy)
+    shutil.rmtree(copy / "base")
+    write_random_base(str(random.parent / "bare"), 4, copy / "base")
+    assert _run_app(["clap", str(random.parent / "study.toml"), "--out", str(copy), "--resume"]) == 1
+    assert "are not those that" in capsys.readouterr().err
+
+
+def test_a_quick_try_has_weights() -> None:
+    study = read_clap_study(ROOT / "studies" / "clap_paper.toml")
+    model = study.model.model_copy(update={"random_weights": True})
+    assert not study.model_copy(update={"model": model}).quickened().model.random_weights

@@ -167,6 +167,7 @@ def test_small_readers() -> None:
     assert [year_in(text) for text in ("1998 Dec-1999 Jan", "Spring 2001", "2018.0", "x", "12345", "20201")] == [
         1998, 2001, 2018, None, None, None,
     ]  # fmt: skip
+    assert {bare_pmid(text) for text in ("NA", "n/a", "nan", "-", "None", "PMID:")} == {""}
     assert [bare_pmid(text) for text in (" 12345.0", "PMID: 007", "PMC12", "", "1.5")] == [
         "12345",
         "7",

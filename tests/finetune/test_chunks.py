@@ -12,8 +12,8 @@ import torch
 
 from engramscope.errors import InputError
 from engramscope.finetune.chunks import IGNORED, Padding, cut, ensure_in_vocabulary, pad_token, tokenise
+from engramscope.finetune.loss import summed_nll
 from engramscope.finetune.order import StepOrder
-from engramscope.finetune.tuner import summed_nll
 from tests.tiny_models import tiny_hf
 from tests.tiny_study import tokenizer
 

@@ -59,7 +59,7 @@ def test_what_is_left_in_the_folder(done: tuple[Path, list[str]]) -> None:
     names = {path.name for path in done[0].iterdir()}
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "training.json", "history.csv", "split.parquet", "report.html", "figures",
+        "training.json", "history.csv", "steps.csv", "split.parquet", "report.html", "figures",
     }  # fmt: skip
     assert {path.name for path in (done[0] / "figures").iterdir()} == {"loss.svg", "gradient_norm.svg"}
 
@@ -93,7 +93,10 @@ def test_curve_figure_table_page_and_manifest_agree(done: tuple[Path, list[str]]
     best = table.loc[trained["validation_loss"].idxmin()]
     assert manifest["best_epoch"] == best["epoch"]
     assert manifest["perplexity"]["after"] == pytest.approx(best["validation_perplexity"], rel=1e-12)
-    assert manifest["validation_loss"]["of_the_files"] == pytest.approx(best["validation_loss"], abs=1e-5)
+    checked = manifest["validation_loss"]["checked"]
+    assert checked["chunks"] == manifest["split"]["validation"]["chunks"]
+    assert checked["of_the_files"] == pytest.approx(best["validation_loss"], abs=1e-5)
+    assert checked["of_the_files"] == pytest.approx(checked["in_training"], abs=1e-5)
     page = (done[0] / "report.html").read_text(encoding="utf-8")
     for row in rows:
         assert f">{row['validation_loss']:.4f}<" in page
@@ -360,6 +363,27 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert two[name][1:].tolist() == pytest.approx(one[name][1:].tolist(), rel=1e-4), name
     assert found[1].manifest()["processes"] == 2
     assert found[1].manifest()["split"]["train"]["chunks"] == 80
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch(tmp_path: Path) -> None:
+    """Stopped in the middle of the second epoch: the rest of it is the rest of its own order, not of another's."""
+    model = save_model(tmp_path / "m", "gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, n_positions=128)
+    settings = resolve_settings("", [*FAST, "accumulation=1", "save_minutes=0"], processes=2, device="cpu")
+    whole = run_finetune(settings, corpus_table(100), str(model), tmp_path / "whole")
+    layout = Layout(tmp_path / "stopped")
+    steps = whole.manifest()["steps"]["per_epoch"]
+    assert steps >= 8
+
+    def stop_there(what: str, done: int, total: int) -> None:
+        if what == "training" and done == steps + 3:
+            layout.stop.touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune(settings, corpus_table(100), str(model), layout.root, progress=stop_there)
+    assert steps < complete_checkpoints(layout.checkpoints)[-1][0] < 2 * steps
+    again = run_finetune(settings, corpus_table(100), str(model), layout.root, resume=True)
+    pd.testing.assert_frame_equal(again.steps(), whole.steps(), rtol=1e-4)
 
 
 SHARED = os.environ.get("ENGRAMSCOPE_SHARED")

@@ -119,7 +119,8 @@ def test_a_side_that_would_be_empty_is_refused() -> None:
 def test_the_table_names_every_document() -> None:
     documents, split = _split(corpus_table(50))
     table = split.table(documents)
-    assert list(table.columns) == ["PMID", "side", "stratum"]
+    assert list(table.columns) == ["row", "PMID", "side", "stratum"]
+    assert list(table["row"]) == list(range(50))
     assert list(table["PMID"]) == list(documents.ids)
     assert ((table["side"] == "validation").to_numpy() == split.held_out).all()
     assert set(table["side"]) == {"train", "validation"}

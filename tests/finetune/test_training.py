@@ -9,26 +9,30 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from engramscope.errors import InputError
-from engramscope.finetune import resolve_settings, run, run_finetune
+from engramscope import load_model
+from engramscope.errors import CheckError, InputError
+from engramscope.finetune import resolve_settings, run, run_finetune, training
+from engramscope.finetune import tuner as tuning
 from engramscope.finetune.chunks import Padding
 from engramscope.finetune.history import History, best_row, epochs_since_best, overfitting_epoch
 from engramscope.finetune.keeper import Keeper
 from engramscope.finetune.layout import COMPLETE, Job, Layout, complete_checkpoints, read_chunks
 from engramscope.finetune.order import StepOrder
 from engramscope.finetune.supervise import command, environment
-from engramscope.finetune.training import Listener, _fit, make_tuner, training_arguments
+from engramscope.finetune.training import Listener, _fit, make_tuner, train, training_arguments
 from engramscope.finetune.tuner import Tuner
+from engramscope.finetune.weights import load_trained, write_model, write_random_base
 from tests.finetune.small import corpus_table, in_this_process
 from tests.tiny_study import save_model
 
@@ -100,6 +104,51 @@ def test_the_validation_loss_is_a_mean_over_tokens(dropping: str, undisturbed: A
     assert after < before
 
 
+def test_the_weights_in_the_folder_are_checked_on_a_spread_of_held_out_chunks(
+    dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "CHECKED", 5)
+    layout = _prepared(dropping, tmp_path / "run")
+    validation = read_chunks(layout.chunks)[1]
+    assert len(validation) == 12
+    result = _go_on(dropping, layout.root)
+    wanted, _ = _naive_loss(result.folder, [validation[place] for place in (0, 3, 6, 8, 11)])
+    checked = result.manifest()["validation_loss"]["checked"]
+    assert checked["chunks"] == 5
+    assert checked["in_training"] == pytest.approx(wanted, rel=1e-5)
+    assert checked["of_the_files"] == pytest.approx(wanted, rel=1e-5)
+    assert abs(wanted - result.manifest()["validation_loss"]["after"]) > 1e-4
+
+
+def test_weights_that_do_not_give_the_loss_of_the_history_are_refused(
+    dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: Any, checkpoint: Path) -> Any:
+        with torch.no_grad():
+            load_trained(model, checkpoint).transformer.h[0].mlp.c_fc.weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(training, "load_trained", other)
+    with pytest.raises(CheckError, match=r"12 held-out chunks a loss of .*not to be trusted"):
+        _go_on(dropping, tmp_path / "run")
+
+
+@pytest.mark.parametrize("factor", [1.1, math.nan])
+def test_a_folder_that_was_written_wrongly_is_refused(
+    dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """The files in the folder are read, not what was in memory when they were written."""
+
+    def spoilt(hf: Any, tokenizer: Any, folder: Path, into: Path, base: str) -> None:
+        write_model(hf, tokenizer, folder, into, base)
+        state = load_file(into / "model.safetensors")
+        save_file({name: factor * value for name, value in state.items()}, into / "model.safetensors")
+
+    monkeypatch.setattr(training, "write_model", spoilt)
+    with pytest.raises(CheckError, match="not to be trusted"):
+        _go_on(dropping, tmp_path / "run")
+
+
 def test_one_step_is_the_gradient_of_the_mean_over_all_its_tokens(tmp_path: Path) -> None:
     """One optimiser step over the whole training side in four unequal batches, by hand: loss, norm, and AdamW."""
     rate = 1e-2
@@ -137,7 +186,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_all_its_tokens(tmp_path: Path
 def test_every_epoch_has_an_order_of_its_own_also_where_it_goes_on(
     dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Trainer tells the sampler which epoch it is."""
+    """The sampler knows which epoch it is, also where training goes on in the middle of one."""
     orders: dict[int, list[int]] = {}
     drawn = StepOrder.__iter__
 
@@ -147,7 +196,11 @@ def test_every_epoch_has_an_order_of_its_own_also_where_it_goes_on(
         return iter(found)
 
     monkeypatch.setattr(StepOrder, "__iter__", noted)
-    _go_on(dropping, tmp_path / "run")
+    layout = _prepared(dropping, tmp_path / "run")
+    steps = json.loads(layout.manifest.read_text())["steps"]["per_epoch"]
+    _stop_after(layout, steps + 2, lambda: _go_on(dropping, layout.root), monkeypatch)
+    assert sorted(orders) == [0, 1]
+    _go_on(dropping, layout.root)
     assert sorted(orders) == list(range(len(orders)))
     assert len(orders) > 2
     assert len({tuple(order) for order in orders.values()}) == len(orders)
@@ -209,6 +262,12 @@ def test_random_weights_need_no_weights_and_come_from_the_seed(gpt2: Path, tmp_p
     ]
     hashes = [one.manifest()["model"]["base"]["weights"] for one in found]
     assert hashes[0] == hashes[1] != hashes[2]
+    # the weights that training began from can be had again, and nobody's generator is touched
+    before = torch.random.get_rng_state()
+    for seed, wanted in ((1, hashes[0]), (2, hashes[2])):
+        write_random_base(str(folder), seed, tmp_path / f"base{seed}")
+        assert load_model(str(tmp_path / f"base{seed}")).weight_hash() == wanted
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 class Scripted(Tuner):
@@ -272,6 +331,59 @@ def _scripted(
     return keeper.history.rows
 
 
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [((math.nan, 5), "Before training the validation loss is nan"), ((9, math.inf), "after epoch 1")],
+)
+def test_a_validation_loss_that_is_no_number_ends_it(
+    gpt2: Path, tmp_path: Path, curve: tuple[float, ...], words: str
+) -> None:
+    layout = _prepared(str(gpt2), tmp_path / "run", "epochs=1", count=20)
+    with pytest.raises(InputError, match=words):
+        _scripted(layout, curve, {})
+
+
+def test_another_number_of_processes_than_prepared_for_is_refused(gpt2: Path, tmp_path: Path) -> None:
+    layout = _prepared(str(gpt2), tmp_path / "run", processes=2, device="cpu", count=20)
+    with pytest.raises(InputError, match=r"prepared for --processes 2, but 1 are running"):
+        train(layout, Listener(lambda *_: None, lambda _: None, lambda _: None))
+
+
+def test_the_keeper_says_which_epoch_it_is_where_nobody_else_can() -> None:
+    keeper = Keeper(Layout(Path("x")), History(), save_minutes=0, save_steps=0, half=False, tell=lambda *_: None,
+                    on_epoch=lambda _: None)  # fmt: skip
+    order = StepOrder([3, 4, 5], 2, 0)
+    keeper.watch(cast("Tuner", SimpleNamespace(order=order)))
+    for step, epoch in ((0, 0), (7, 1), (10, 2), (14, 2)):
+        state = SimpleNamespace(global_step=step, max_steps=15)
+        keeper.on_epoch_begin(cast("Any", SimpleNamespace(num_train_epochs=3.0)), cast("Any", state))
+        assert order.epoch == epoch
+
+
+def test_experts_are_trained_gone_on_with_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names in a file are not those of the modules, which hold all experts of a layer as one tensor."""
+    model = str(save_model(tmp_path / "model", "mixtral"))
+    whole = _go_on(model, tmp_path / "whole", "epochs=2", count=30)
+    layout = _prepared(model, tmp_path / "run", "epochs=2", count=30)
+    _stop_after(layout, 2, lambda: _go_on(model, layout.root, "epochs=2", count=30), monkeypatch)
+    again = _go_on(model, layout.root, "epochs=2", count=30)
+    _same_runs(again, whole)
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(again.folder).state_dict()
+    experts = [name for name in before if "experts" in name]
+    assert experts
+    assert all(not torch.equal(before[name], after[name]) for name in experts)
+
+
+def test_validation_of_a_training_in_half_precision_is_in_full_precision(dropping: str, tmp_path: Path) -> None:
+    result = _go_on(dropping, tmp_path / "run", "precision=bf16")
+    validation = read_chunks(_prepared(dropping, tmp_path / "same").chunks)[1]
+    assert result.manifest()["precision"]["used"] == "bf16"
+    loss, _ = _naive_loss(result.folder, validation)
+    assert result.manifest()["validation_loss"]["after"] == pytest.approx(loss, rel=1e-5)
+    assert AutoModelForCausalLM.from_pretrained(result.folder).config.use_cache
+
+
 def test_epochs_since_the_best() -> None:
     rows = [{"epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate((0, 3, 2, 2, 4))]
     assert [epochs_since_best(rows[:count]) for count in range(1, 6)] == [0, 0, 0, 1, 2]
@@ -320,22 +432,27 @@ def test_a_kill_within_an_epoch_and_one_at_its_end_change_nothing(
     _same_runs(result, undisturbed)
 
 
-@pytest.mark.parametrize("stop_after", [3, 5])
-def test_a_stop_on_request_saves_and_goes_on(
-    dropping: str, undisturbed: Any, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layout = _prepared(dropping, tmp_path / "run")
+def _stop_after(layout: Layout, step: int, go: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a step, and ask for an end there."""
     plain = Keeper.on_step_end
 
     def stop_there(self: Keeper, args: Any, state: Any, control: Any, **other: Any) -> None:
-        if state.global_step == stop_after:
+        if state.global_step == step:
             layout.stop.touch()
         plain(self, args, state, control, **other)
 
     with monkeypatch.context() as patch:
         patch.setattr(Keeper, "on_step_end", stop_there)
         with pytest.raises(KeyboardInterrupt):
-            _go_on(dropping, layout.root)
+            go()
+
+
+@pytest.mark.parametrize("stop_after", [3, 5])
+def test_a_stop_on_request_saves_and_goes_on(
+    dropping: str, undisturbed: Any, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = _prepared(dropping, tmp_path / "run")
+    _stop_after(layout, stop_after, lambda: _go_on(dropping, layout.root), monkeypatch)
     assert complete_checkpoints(layout.checkpoints)[-1][0] == stop_after
     result = _go_on(dropping, layout.root)
     _same_runs(result, undisturbed)

@@ -103,6 +103,13 @@ def test_questions_for_a_tuned_model_are_asked_against_the_one_before_it(
     text = Path("moved.toml").read_text(encoding="utf-8")
     assert 'method = "base_model"' in text
     assert 'base = "mini"' in text
+    # a model of random weights did not begin from the model whose configuration it has
+    told = {"model": {"name": "mini"}, "settings": {"random_weights": True}}
+    (tuned / "training.json").write_text(json.dumps(told), encoding="utf-8")
+    assert _run_app(["questions", str(corpus), "--model", str(tuned), "--out", "r.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "Next: engramscope new" in said
+    assert "--base" not in said
 
 
 def test_a_file_of_abstracts_in_place_of_a_corpus_is_told_what_to_type(

@@ -64,6 +64,7 @@ class AuditContext:
         sweeps: the sweeps that are run: those of the study and the single layers that are added beside windows; where
             it is None, those of the study.
         changed: where the model and the one before training differ; None where there is one model only, or none yet.
+        other_base: what the model was trained from, where that is known not to be the base model of the study.
     """
 
     study: StudyFile
@@ -81,6 +82,7 @@ class AuditContext:
     noise_floor: Mapping[str, float | None] = field(default_factory=dict)
     sweeps: Sequence[SweepSection] | None = None
     changed: Changed | None = None
+    other_base: str = ""
 
     def has(self, needs: Needs) -> bool:
         """Whether the study has come as far as a check with these needs asks."""

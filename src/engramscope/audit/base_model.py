@@ -37,6 +37,14 @@ class BaseModel(Check):
                     "layers (window) and both directions show how much of that there is.",
                 )
             )
+        if context.other_base:
+            findings.append(
+                self.finding(
+                    "warning",
+                    f"The model was not trained from these base weights but from others ({context.other_base}), as its "
+                    "training.json says. What is exchanged here is not what that training moved.",
+                )
+            )
         return findings + self._unchanged(context)
 
     def _unchanged(self, context: AuditContext) -> list[Finding]:

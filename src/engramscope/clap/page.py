@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from engramscope.clap.studies import STUDIES
 from engramscope.clap.words import sentences
 from engramscope.finetune.page import gradient_figure, loss_figure
+from engramscope.finetune.steps import steps_of
 from engramscope.finetune.words import WARM_UP, trained_parts, warm_up
 from engramscope.report.small_page import embedded_figure, embedded_file, render_page
 from engramscope.report.words import bare_p, capital, counted, number, percent, seconds, whole
@@ -50,10 +53,13 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
         sentences=sentences(found),
         mentions=_mentions(found),
         printed_abstracts=PRINTED_ABSTRACTS,
-        sampled=found["finetune"][found["best"]]["settings"].get("limit"),
+        sampled=_sampled(found),
         corpus_figures=_figures(_corpus_folder(folder, found) / "figures", 3),
         settings=_settings(found),
-        curves=[_curves(name, manifest) for name, manifest in found["finetune"].items()],
+        curves=[
+            _curves(name, manifest, steps_of(folder / "finetune" / name))
+            for name, manifest in found["finetune"].items()
+        ],
         tables=[_table(row) for row in found["tables"]],
         studies=[_study(folder, name, title, found["studies"][name]) for name, title in STUDIES.items()],
         whole=whole,
@@ -69,8 +75,14 @@ def _corpus_folder(folder: Path, found: Mapping[str, Any]) -> Path:
     return folder / str(found["corpus"]["folder"])
 
 
+def _sampled(found: Mapping[str, Any]) -> int | None:
+    """How many abstracts were drawn; None where all of them were taken."""
+    taken = int(found["finetune"][found["best"]]["corpus"]["documents"])
+    return taken if taken < int(found["corpus"]["manifest"]["counts"]["rows"]) else None
+
+
 def _mentions(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    rows = found["corpus"]["manifest"]["analysis"]["terms"]
+    rows = found["corpus"]["terms"]
     return [
         {
             "term": str(row["term"]),
@@ -88,14 +100,14 @@ def _settings(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [(words, [str(one["settings"][key]) for one in manifests]) for key, words in SETTINGS.items()]
 
 
-def _curves(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _curves(name: str, manifest: Mapping[str, Any], steps: pd.DataFrame) -> dict[str, Any]:
     rows = manifest["history"]
     best = next(row for row in rows if row["epoch"] == manifest["best_epoch"])
     turned, late = manifest["overfitting_epoch"], warm_up(manifest)
     return {
         "name": name,
-        "loss": embedded_figure(loss_figure(manifest)),
-        "gradient": embedded_figure(gradient_figure(manifest)),
+        "loss": embedded_figure(loss_figure(manifest, steps)),
+        "gradient": embedded_figure(gradient_figure(manifest, steps)),
         "before": number(rows[0]["validation_perplexity"]),
         "after": number(best["validation_perplexity"]),
         "epoch": manifest["best_epoch"],

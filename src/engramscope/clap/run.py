@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from safetensors import SafetensorError
 
 from engramscope.clap import studies
+from engramscope.clap.asked import ask
+from engramscope.clap.call import BASE, Call, Progress, Say, relative
+from engramscope.clap.corpus_stage import corpus_of, said_of
 from engramscope.clap.page import write_page
 from engramscope.clap.study import ClapStudy
 from engramscope.clap.tables import clap_tables
 from engramscope.clap.words import sentences
-from engramscope.corpus import Corpus, fetch_pubmed, read_files
-from engramscope.corpus.table import TABLE, read_corpus
-from engramscope.errors import InputError, ResultsError
-from engramscope.finetune import FinetuneResult, resolve_settings, run_finetune
-from engramscope.models import Model, load_config, load_model, load_tokenizer
-from engramscope.pairs import PairSet, read_pairs
+from engramscope.corpus import Corpus
+from engramscope.corpus.table import TABLE
+from engramscope.errors import CheckError, InputError, ResultsError
+from engramscope.finetune import FinetuneResult, Settings, resolve_settings, run_finetune
+from engramscope.finetune.weights import write_random_base
+from engramscope.models import Model, load_config, load_model
+from engramscope.pairs import read_pairs
 from engramscope.provenance import versions
-from engramscope.questions import propose
-from engramscope.questions import write as write_questions
 from engramscope.report.load import load
 from engramscope.report.sentences import answer
-from engramscope.results.atomic import write_json, write_text
+from engramscope.results.atomic import disk_sentence, write_json, write_text
 from engramscope.results.folders import refuse_occupied
 from engramscope.results.store import differences
 from engramscope.study import StudyResult, run_study
@@ -38,9 +39,6 @@ from engramscope.study_steps import refuse_early
 
 RESULT = "clap.json"
 STAGES = ("corpus", "finetune", "questions", "studies")
-
-Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,26 +64,6 @@ class ClapResult:
     def page(self) -> Path:
         """The page."""
         return self.folder / "report.html"
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What the stages share."""
-
-    study: ClapStudy
-    folder: Path
-    here: Path
-    progress: Progress | None
-    say: Say
-
-    def path(self, given: str) -> Path:
-        """A path of the study file, which is relative to it."""
-        return self.here / given
-
-    @property
-    def model(self) -> str:
-        """The model before training, as `load_model` takes it."""
-        return located(self.study.model.name, self.here)
 
 
 def run_clap(
@@ -124,19 +102,19 @@ def run_clap(
              "quick": quick}  # fmt: skip
     before = _earlier(folder, begun, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    call = _Call(study, folder, here, progress, say or (lambda text: None))
+    call = Call(study, folder, here, progress, say or (lambda text: None))
     # what an earlier run has found stays until there is something newer
     found: dict[str, Any] = {**before, **begun, "status": before.get("status", "running"), "versions": versions()}
     write_json(folder / RESULT, found)
     stages = STAGES[: STAGES.index(until) + 1]
-    corpus = _corpus(call)
-    found["corpus"] = {"folder": _relative(corpus.folder, folder), "manifest": corpus.manifest}
+    corpus = corpus_of(call)
+    found["corpus"] = said_of(call, corpus)
     tuned = _finetune(call, corpus) if "finetune" in stages else {}
     if tuned:
         best = min(tuned, key=lambda name: _loss(tuned[name]))
         found |= {"finetune": {name: one.manifest() for name, one in tuned.items()}, "best": best}
         if "questions" in stages:
-            found["questions"] = _questions(call, corpus, tuned[best])
+            found["questions"] = ask(call, corpus, tuned[best])
         if "studies" in stages:
             found |= _studies(call, tuned[best])
             found["status"] = "complete"
@@ -154,7 +132,7 @@ def _refuse_early(study: ClapStudy, here: Path) -> None:
     """
     faults: list[str] = []
     for preset in study.finetune.presets:
-        _collect(faults, lambda preset=preset: resolve_settings(preset, study.finetune.settings))
+        _collect(faults, lambda preset=preset: _settings(study, preset))
     _collect(faults, lambda: load_config(located(study.model.name, here)))
     own = [name for name in (study.questions.prompts, study.questions.answers) if name]
     files = [name for name in (study.corpus.file, *own) if name]
@@ -186,6 +164,10 @@ def _earlier(folder: Path, now: Mapping[str, Any], resume: bool) -> dict[str, An
         raise ResultsError(f"{folder} holds no study that could go on: {RESULT} is missing.")
     before = json.loads(file.read_text(encoding="utf-8"))
     plain = json.loads(json.dumps(dict(now)))
+    # what has not been done yet may still be asked for otherwise
+    for section, made in (("questions", "questions/*.jsonl"), ("statistics", "*/manifest.json")):
+        if not any(path.parent.name != "corpus" for path in folder.glob(made)):
+            plain["study"][section] = before["study"].get(section)
     changed = [item for key in ("study", "files") for item in differences(before.get(key) or {}, plain[key])]
     if changed:
         raise ResultsError([f"{folder} holds another study; choose another folder.", *changed[:20]])
@@ -204,32 +186,59 @@ def _hashes(study: ClapStudy, here: Path) -> dict[str, str]:
     return found
 
 
-def _corpus(call: _Call) -> Corpus:
-    wanted, folder = call.study.corpus, call.folder / "corpus"
-    if wanted.file and (call.path(wanted.file) / TABLE).is_file():
-        return Corpus(call.path(wanted.file))
-    if (folder / TABLE).is_file():
-        return Corpus(folder)
-    if wanted.file:
-        return read_files([call.path(wanted.file)], folder, terms=wanted.terms, progress=call.progress)
-    return fetch_pubmed(
-        wanted.query, folder, most=wanted.most, terms=wanted.terms, resume=folder.exists(), progress=call.progress
-    )
-
-
-def _finetune(call: _Call, corpus: Corpus) -> dict[str, FinetuneResult]:
+def _finetune(call: Call, corpus: Corpus) -> dict[str, FinetuneResult]:
     study, found = call.study, {}
-    device = [] if study.model.device not in ("cpu", "cuda") else [f"device={study.model.device}"]
     for preset in study.finetune.presets:
         folder = call.folder / "finetune" / preset
-        sets = [f"seed={study.seed}", *device, *study.finetune.settings]
-        settings = resolve_settings(preset, sets, terms=study.corpus.terms)
         call.say(f"Fine-tuning {study.model.name} by {preset}.")
         found[preset] = run_finetune(
-            settings, corpus.folder, call.model, folder, resume=folder.exists(), progress=call.progress,
+            _settings(study, preset), corpus.folder, call.model, folder, resume=folder.exists(), progress=call.progress,
             say=call.say,
         )  # fmt: skip
     return found
+
+
+def _settings(study: ClapStudy, preset: str) -> Settings:
+    """Of one training.
+
+    Raises:
+        InputError: every fault of the study's settings.
+    """
+    device = [f"device={study.model.device}"] if study.model.device in ("cpu", "cuda") else []
+    sets = [f"seed={study.seed}", *device, *study.finetune.settings]
+    settings = resolve_settings(
+        preset, sets, terms=study.corpus.terms, random_weights=study.model.random_weights
+    )  # fmt: skip
+    if settings.random_weights != study.model.random_weights:
+        raise InputError("finetune.settings: random_weights is a key of [model], since every stage has to know of it.")
+    if settings.lora is not None and not settings.merge:
+        raise InputError("finetune.settings: with merge=false training leaves an adapter, which cannot be studied.")
+    return settings
+
+
+def _base(call: Call, tuned: FinetuneResult) -> Model:
+    """The model before training, whose weights have to be those that training began from; random ones are drawn again.
+
+    Raises:
+        CheckError: they are not.
+    """
+    study, manifest = call.study, tuned.manifest()
+    if study.model.random_weights:
+        try:
+            write_random_base(call.model, manifest["settings"]["seed"], Path(call.base))
+        except SafetensorError as error:
+            raise ResultsError(f"{call.base} could not be written: {error}.") from None
+        except OSError as error:
+            raise ResultsError(disk_sentence(Path(call.base), error)) from None
+    base = load_model(call.base, device=study.model.device)
+    if base.weight_hash() != manifest["model"]["base"]["weights"]:
+        drawn = " Another version of torch or transformers draws other weights from the same seed."
+        raise CheckError(
+            f"The weights of {call.base} are not those that {tuned.folder} was trained from."
+            f"{drawn if study.model.random_weights else ''} Bring back those that it was trained from, or train again "
+            "in a new folder."
+        )
+    return base
 
 
 def _loss(result: FinetuneResult) -> float:
@@ -237,49 +246,13 @@ def _loss(result: FinetuneResult) -> float:
     return next(row["validation_loss"] for row in manifest["history"] if row["epoch"] == manifest["best_epoch"])
 
 
-def _questions(call: _Call, corpus: Corpus, tuned: FinetuneResult) -> dict[str, Any]:
-    """Questions from the abstracts that the model was trained on, in both forms; files that are there are kept."""
-    folder, study = call.folder / "questions", call.study
-    folder.mkdir(exist_ok=True)
-    table = read_corpus(corpus.folder)
-    split = pd.read_parquet(tuned.folder / "split.parquet")
-    trained = list(split.loc[split["side"] == "train", "PMID"].astype(str))
-    seen = table.loc[table["PMID"].astype(str).isin(trained).to_numpy()]
-    tokenizer, said = load_tokenizer(str(tuned.folder)), {}
-    for form, given in (("prompts", study.questions.prompts), ("answers", study.questions.answers)):
-        file = folder / f"{form}.jsonl"
-        if not file.exists() and given:
-            shutil.copyfile(call.path(given), file)
-        elif not file.exists():
-            proposal = propose(
-                seen, tokenizer, terms=study.corpus.terms, definitional=study.questions.definitional,
-                associative=study.questions.associative, min_documents=study.questions.min_documents, form=form,
-                seed=study.seed, progress=call.progress,
-            )  # fmt: skip
-            write_questions(proposal, file)
-        said[form] = _counted(read_pairs(file), len(seen))
-    return said
-
-
-def _counted(pairs: PairSet, abstracts: int) -> dict[str, Any]:
-    kinds = [pair.labels.get("kind", "all") for pair in pairs]
-    examples = [
-        {"kind": kind, "clean": pair.clean, "correct": pair.correct[0],
-         "incorrect": pair.incorrect[0] if pair.incorrect else "", "corrupted": pair.corrupted or ""}
-        for kind in dict.fromkeys(kinds)
-        for pair in [pair for pair, one in zip(pairs, kinds, strict=True) if one == kind][:4]
-    ]  # fmt: skip
-    return {"abstracts": abstracts, "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            "examples": examples}  # fmt: skip
-
-
-def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
+def _studies(call: Call, tuned: FinetuneResult) -> dict[str, Any]:
     """The three studies, and CLAP's tables from the first."""
     study = call.study
     model = load_model(str(tuned.folder), device=study.model.device)
-    base = load_model(call.model, device=study.model.device)
+    base = _base(call, tuned)
     # relative to the study files, so that the folder can be moved
-    name = f"../{_relative(tuned.folder, call.folder)}"
+    name = f"../{relative(tuned.folder, call.folder)}"
     common = {
         "seed": study.seed,
         "resamples": study.statistics.resamples,
@@ -289,6 +262,7 @@ def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
     pairs = {form: read_pairs(call.folder / "questions" / f"{form}.jsonl") for form in files}
     modules = tuple(path for path, _ in model.hf.named_modules())
     origin = study.model.name if base.source != "folder" else str(Path(call.model).absolute())
+    origin = f"../{BASE}" if study.model.random_weights else origin
     declared: Mapping[str, dict[str, Any]] = {
         "as-published": studies.as_published(common, pairs["answers"], files["answers"], modules),
         "token-replacement": studies.token_replacement(common, pairs["prompts"], files["prompts"]),
@@ -308,7 +282,7 @@ def _studies(call: _Call, tuned: FinetuneResult) -> dict[str, Any]:
     }
 
 
-def _refuse_study(call: _Call, title: str, raw: Mapping[str, Any]) -> None:
+def _refuse_study(call: Call, title: str, raw: Mapping[str, Any]) -> None:
     """What is wrong with the questions of a study, before any study is run.
 
     Raises:
@@ -323,7 +297,7 @@ def _refuse_study(call: _Call, title: str, raw: Mapping[str, Any]) -> None:
         raise InputError([f"{(file.parent / raw['pairs']['file']).resolve()}:", *error.faults]) from None
 
 
-def _run(call: _Call, title: str, model: Model, base: Model | None) -> StudyResult:
+def _run(call: Call, title: str, model: Model, base: Model | None) -> StudyResult:
     file, out = call.folder / "studies" / f"{title}.toml", call.folder / title
     there = (out / "manifest.json").exists()
     try:
@@ -345,7 +319,3 @@ def _said(result: StudyResult) -> dict[str, Any]:
         "contrast": manifest["findings"].get("contrast"),
         "elapsed_s": manifest["elapsed_s"],
     }
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -26,6 +26,8 @@ class CorpusSection(_Section):
     most: Annotated[int, Field(ge=1)] = 10_000
     file: str = ""
     terms: _Names = ("epilepsy", "EEG", "seizure")
+    email: str = ""
+    endpoint: str = ""
 
     @model_validator(mode="after")
     def _one_source(self) -> CorpusSection:
@@ -35,10 +37,14 @@ class CorpusSection(_Section):
 
 
 class ModelSection(_Section):
-    """The model before training."""
+    """The model before training.
+
+    With `random_weights` its configuration and tokenizer are taken, and weights are drawn from the seed.
+    """
 
     name: str = Field(min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    random_weights: bool = False
 
 
 class FinetuneSection(_Section):
@@ -96,7 +102,7 @@ class ClapStudy(_Section):
         return self.model_copy(
             update={
                 "corpus": self.corpus.model_copy(update={"most": most}),
-                "model": self.model.model_copy(update={"name": quick.model}),
+                "model": self.model.model_copy(update={"name": quick.model, "random_weights": False}),
                 "finetune": FinetuneSection(presets=quick.presets, settings=(*quick.settings, f"limit={most}")),
                 "questions": self.questions.model_copy(
                     update={
@@ -111,7 +117,9 @@ class ClapStudy(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on, as plain data."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"quick": True, "model": {"device"}})
+        return self.model_dump(
+            mode="json", by_alias=True, exclude={"quick": True, "model": {"device"}, "corpus": {"email", "endpoint"}}
+        )
 
 
 def read_clap_study(path: Path) -> ClapStudy:

@@ -37,9 +37,11 @@ def bare_doi(text: str) -> str:
 
 
 def bare_pmid(text: str) -> str:
-    """A PMID as digits; "12345.0" and "PMID: 012345" are 12345. Anything else stays as it is."""
+    """A PMID as digits; "12345.0" and "PMID: 012345" are 12345. Without a digit it is none; else it stays as it is."""
     bare = re.sub(r"^pmid:?\s*", "", squeezed(text), flags=re.IGNORECASE)
     bare = bare.removesuffix(".0") if bare.removesuffix(".0").isdecimal() else bare
+    if not any(character.isdigit() for character in bare):
+        return ""  # "NA", "-", "nan": what tables write where there is none
     return str(int(bare)) if bare.isascii() and bare.isdecimal() and len(bare) < 20 else bare
 
 

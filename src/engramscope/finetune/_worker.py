@@ -76,6 +76,8 @@ def run(folder: Path) -> int:
     except (InputError, CheckError) as error:
         faults = list(getattr(error, "faults", (str(error),)))
         events.add(event="fault", faults=faults, input=isinstance(error, InputError))
+        # for a person who started it by hand
+        sys.stderr.write("".join(f"engramscope: {one}\n" for one in faults))
         return FAULT
     except (OSError, RuntimeError, SafetensorError) as error:
         sentence = sentence_of(error, folder)

@@ -22,6 +22,7 @@ class Documents:
     """The documents of a corpus that have a text.
 
     Attributes:
+        rows: row of the corpus table of each, from 0; PMIDs may be missing.
         ids: PMID of each.
         texts: what is learned of each.
         mentions: for each document and key term whether its text mentions it, `[documents, terms]`.
@@ -29,6 +30,7 @@ class Documents:
         without_text: documents left out because they have none.
     """
 
+    rows: tuple[int, ...]
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     mentions: np.ndarray
@@ -64,7 +66,7 @@ def read_documents(table: pd.DataFrame, text: Text, terms: Sequence[str], limit:
     else:
         texts = tuple(abstracts.iloc[rows])
     ids = tuple(table["PMID"].iloc[rows].astype(str))
-    return Documents(ids, texts, mentions_of(texts, terms), same_text(texts), int((~full).sum()))
+    return Documents(tuple(rows.tolist()), ids, texts, mentions_of(texts, terms), same_text(texts), int((~full).sum()))
 
 
 def mentions_of(texts: Sequence[str], terms: Sequence[str]) -> np.ndarray:

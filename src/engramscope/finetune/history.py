@@ -49,8 +49,19 @@ class History:
         self.norm_sum, self.norm_count = self.norm_sum + norm, self.norm_count + 1
         self.norm_max = max(self.norm_max, norm)
 
-    def close(self, epoch: int, step: int, validation_loss: float, validation_seconds: float) -> dict[str, Any]:
-        """End an epoch with its validation loss (nats per token), begin the next, and return the row."""
+    def close(
+        self,
+        epoch: int,
+        step: int,
+        validation_loss: float,
+        validation_seconds: float,
+        checked_loss: float | None = None,
+    ) -> dict[str, Any]:
+        """End an epoch with its validation loss (nats per token), begin the next, and return the row.
+
+        `checked_loss` is that of the chunks on which the weights of the best epoch are checked again when they are on
+        the disk; it stands in the row and in no table.
+        """
         trained = epoch > 0
         row = {
             "epoch": epoch,
@@ -66,6 +77,7 @@ class History:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "validation_seconds": validation_seconds,
+            "checked_loss": checked_loss,
         }
         self.rows.append(row)
         self.nll = self.tokens = self.norm_sum = self.norm_max = self.seconds = 0.0
@@ -107,6 +119,6 @@ def overfitting_epoch(rows: Sequence[Mapping[str, Any]]) -> int | None:
     return int(best["epoch"]) if any(row["validation_loss"] > best["validation_loss"] for row in later) else None
 
 
-def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a table with the columns of `COLUMNS`."""
-    return pd.DataFrame([{name: row[name] for name in COLUMNS} for row in rows], columns=list(COLUMNS))
+def history_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """The rows as a table with these columns."""
+    return pd.DataFrame([{name: row[name] for name in columns} for row in rows], columns=list(columns))

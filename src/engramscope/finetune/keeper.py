@@ -69,9 +69,14 @@ class Keeper(TrainerCallback):
         """Say whose sums are kept."""
         self._tuner = tuner
 
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        """The clock of an epoch runs while its steps do."""
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """The clock of an epoch runs while its steps do, and its order is its own.
+
+        The Trainer's own word does not reach the order where several processes go on within an epoch.
+        """
         self._mark = time.monotonic()
+        if self._tuner is not None and self._tuner.order is not None:
+            self._tuner.order.set_epoch(state.global_step // _steps_per_epoch(args, state))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -117,10 +122,12 @@ class Keeper(TrainerCallback):
         del args, control
         assert self._tuner is not None
         assert state.epoch is not None
+        ensure_finite(float(metrics["eval_loss"]), round(state.epoch))
         self._add_sums()
         row = self.history.close(
-            round(state.epoch), state.global_step, float(metrics["eval_loss"]), self._tuner.validation_seconds
-        )
+            round(state.epoch), state.global_step, float(metrics["eval_loss"]), self._tuner.validation_seconds,
+            self._tuner.checked_loss,
+        )  # fmt: skip
         if state.is_world_process_zero:
             self._on_epoch(row)
 
@@ -138,7 +145,7 @@ class Keeper(TrainerCallback):
         self._mark = time.monotonic()
 
     def _ends_epoch(self, args: TrainingArguments, state: TrainerState) -> bool:
-        return state.global_step % (state.max_steps // int(args.num_train_epochs)) == 0
+        return state.global_step % _steps_per_epoch(args, state) == 0
 
     def _add_sums(self) -> None:
         """Bring the sums of all processes into the history, where every process then has the same."""
@@ -156,6 +163,29 @@ class Keeper(TrainerCallback):
                 for name in _ONLY_TO_RESUME:
                     with suppress(OSError):
                         (path / name).unlink(missing_ok=True)
+
+
+def _steps_per_epoch(args: TrainingArguments, state: TrainerState) -> int:
+    return state.max_steps // int(args.num_train_epochs)
+
+
+def ensure_finite(validation_loss: float, epoch: int) -> None:
+    """Refuse a validation loss that is no number: no epoch could ever be better or worse.
+
+    Raises:
+        InputError: says what to do.
+    """
+    if math.isfinite(validation_loss):
+        return
+    if epoch:
+        raise DivergedError(
+            f"Training diverged: after epoch {epoch} the validation loss is {validation_loss}. Lower the rate "
+            "(--set learning_rate=…) or use more warm-up steps; the last checkpoint is still there."
+        )
+    raise InputError(
+        f"Before training the validation loss is {validation_loss}; the weights of the model are damaged, or too large "
+        "for float32."
+    )
 
 
 def remove_incomplete(layout: Layout) -> None:

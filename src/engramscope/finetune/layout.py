@@ -29,8 +29,8 @@ class Layout:
     """The files of one fine-tuning.
 
     Attributes:
-        root: the folder that the user named. Model, tokenizer, `training.json`, `history.csv`, `split.parquet`,
-            `report.html` and `figures/` are left in it; `work/` and `checkpoints/` go when it is done.
+        root: the folder that the user named. Model, tokenizer, `training.json`, `history.csv`, `steps.csv`,
+            `split.parquet`, `report.html` and `figures/` are left in it; `work/` and `checkpoints/` go when it is done.
     """
 
     root: Path

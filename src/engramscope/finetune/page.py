@@ -1,4 +1,4 @@
-"""The page and the figures of a fine-tuning, from the rows of its history and nothing else."""
+"""The page and the figures of a fine-tuning, from the rows of its history and its steps, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,15 +25,22 @@ FIGURES = {
     "loss": "Loss by epoch, on the training and the held-out side",
     "gradient_norm": "Gradient norm by epoch, before clipping",
 }
+#: points that a figure's width can show; of more steps, means of neighbours are drawn
+_POINTS = 1500
 
 
-def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
+def write_page(folder: Path, manifest: Mapping[str, Any], steps: pd.DataFrame | None = None) -> Path:
     """Write `figures/*.svg` and `report.html`.
+
+    Args:
+        folder: of the fine-tuning.
+        manifest: what stands in `training.json`.
+        steps: see `steps_table`; without them the figures show epochs only.
 
     Raises:
         ResultsError: the disk refuses.
     """
-    drawn = {"loss": loss_figure(manifest), "gradient_norm": gradient_figure(manifest)}
+    drawn = {"loss": loss_figure(manifest, steps), "gradient_norm": gradient_figure(manifest, steps)}
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         _save(figure, folder / "figures" / f"{name}.svg")
@@ -57,11 +66,15 @@ def write_page(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return path
 
 
-def loss_figure(manifest: Mapping[str, Any]) -> Figure:
-    """Training and validation loss by epoch; the best epoch and the overfitting point are marked."""
+def loss_figure(manifest: Mapping[str, Any], steps: pd.DataFrame | None = None) -> Figure:
+    """Training and validation loss by epoch, and the training loss of each step behind them.
+
+    The best epoch and the overfitting point are marked.
+    """
     figure, axes = _figure("Loss (nats per token)")
     rows = manifest["history"]
     trained = [row for row in rows if row["epoch"] > 0]
+    _steps(axes, steps, "train_loss")
     _line(axes, trained, "train_loss", _TRAIN, "training")
     _line(axes, rows, "validation_loss", _VALIDATION, "validation")
     best = next(row for row in rows if row["epoch"] == manifest["best_epoch"])
@@ -74,10 +87,11 @@ def loss_figure(manifest: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def gradient_figure(manifest: Mapping[str, Any]) -> Figure:
-    """Mean and largest gradient norm of each epoch's steps."""
+def gradient_figure(manifest: Mapping[str, Any], steps: pd.DataFrame | None = None) -> Figure:
+    """Mean and largest gradient norm of each epoch's steps, and the norm of each step behind them."""
     figure, axes = _figure("Gradient norm")
     trained = [row for row in manifest["history"] if row["gradient_norm_mean"] is not None]
+    _steps(axes, steps, "gradient_norm")
     _line(axes, trained, "gradient_norm_mean", _TRAIN, "mean of the epoch")
     _line(axes, trained, "gradient_norm_max", _MARK, "largest of the epoch", style=":")
     limit = manifest["settings"]["max_grad_norm"]
@@ -92,7 +106,10 @@ def _finish(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """The legend above the picture, where it hides nothing; whole epochs on the axis, also where there is only one."""
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
     if rows:
-        axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+        # steps begin behind epoch 0
+        left = rows[0]["epoch"] - 0.5
+        drawn = (np.asarray(line.get_xdata(), dtype=float) for line in axes.lines if line.get_gid())
+        axes.set_xlim(min(float(places.min(initial=left)) for places in drawn), rows[-1]["epoch"] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
@@ -101,6 +118,19 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, 
     size = 7.0 if len(rows) == 1 else 3.5
     axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], color=colour, linewidth=1.5, marker="o",
               markersize=size, linestyle=style, label=label, gid=key)  # fmt: skip
+
+
+def _steps(axes: Axes, steps: pd.DataFrame | None, key: str) -> None:
+    """The values of single steps as a thin line behind the epochs; of very many, means of neighbours."""
+    if steps is None or len(steps) < 2:
+        return
+    values = steps[["epoch", key]].dropna().to_numpy(dtype=float)
+    count = min(_POINTS, len(values))
+    means = np.array([part.mean(axis=0) for part in np.array_split(values, count)]) if count else values
+    each = round(len(values) / max(count, 1))
+    label = "single steps" if each == 1 else f"means of {each} steps"
+    axes.plot(means[:, 0], means[:, 1], color=_TRAIN, linewidth=0.6, alpha=0.55, zorder=1, label=label,
+              gid=f"steps_{key}")  # fmt: skip
 
 
 def _figure(ylabel: str) -> tuple[Figure, Axes]:

@@ -107,10 +107,6 @@ def choose_hardware(settings: Settings) -> tuple[str, str, list[str]]:
     if settings.device == "cuda" and not cuda:
         raise InputError("Device 'cuda' was asked for, but this machine has no CUDA device that torch can use.")
     device = "cuda" if cuda and settings.device != "cpu" else "cpu"
-    if device == "cuda" and settings.processes > torch.cuda.device_count():
-        raise InputError(
-            f"{settings.processes} processes were asked for, one per GPU, but torch sees {torch.cuda.device_count()}."
-        )
     if settings.precision == "fp16" and device == "cpu":
         return device, "fp32", [
             "FP16 was asked for, but it needs a CUDA device and this training runs on the CPU: it is done in full "
@@ -119,6 +115,20 @@ def choose_hardware(settings: Settings) -> tuple[str, str, list[str]]:
     if settings.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         return device, "fp32", ["BF16 was asked for, but this GPU cannot do it: full precision (fp32) is used."]
     return device, settings.precision, []
+
+
+def ensure_gpus(job: Job) -> None:
+    """Refuse more processes than this machine has GPUs; a `torchrun` by hand may have several machines.
+
+    Raises:
+        InputError: says how many there are.
+    """
+    processes = job.settings.processes
+    if job.device == "cuda" and processes > torch.cuda.device_count():
+        raise InputError(
+            f"{processes} processes were asked for, one per GPU, but torch sees {torch.cuda.device_count()} here. For "
+            "several machines that share a folder: --prepare, then torchrun by hand."
+        )
 
 
 def steps_per_epoch(chunks: int, settings: Settings) -> int:

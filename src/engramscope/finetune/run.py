@@ -19,13 +19,15 @@ from engramscope.errors import ResultsError
 from engramscope.finetune.history import best_row, epochs_since_best, history_table, overfitting_epoch, trained_rows
 from engramscope.finetune.layout import Layout, complete_checkpoints, write_chunks
 from engramscope.finetune.page import write_page
-from engramscope.finetune.prepare import Prepared, parameters_of, prepare, room_note
+from engramscope.finetune.prepare import Prepared, ensure_gpus, parameters_of, prepare, room_note
 from engramscope.finetune.settings import Settings
+from engramscope.finetune.steps import FILE as STEPS
+from engramscope.finetune.steps import steps_of, steps_table
 from engramscope.finetune.supervise import run_worker
 from engramscope.finetune.words import epoch_line, sentences
 from engramscope.provenance import machine, versions
 from engramscope.results.atomic import remove_temporary_files, write_json, write_table, write_text
-from engramscope.results.folders import refuse_occupied
+from engramscope.results.folders import is_empty, refuse_occupied
 from engramscope.results.lock import FolderLock
 
 #: called with (what, done, total)
@@ -46,6 +48,10 @@ class FinetuneResult:
     def history(self) -> pd.DataFrame:
         """One row per epoch; epoch 0 is the model before training. Losses in nats per predicted token."""
         return pd.read_csv(self.folder / "history.csv")
+
+    def steps(self) -> pd.DataFrame:
+        """One row per optimiser step: its place on the axis of epochs, training loss, gradient norm, learning rate."""
+        return steps_of(self.folder)
 
     def manifest(self) -> dict[str, Any]:
         """What stands in `training.json`."""
@@ -94,6 +100,8 @@ def run_finetune(
     if progress:
         progress("preparing", 0, 1)
     prepared = prepare(settings, corpus if isinstance(corpus, pd.DataFrame) else Path(corpus), model)
+    if not (prepare_only or layout.result.exists()):
+        ensure_gpus(prepared.job)
     if resume:
         _same_run(layout, prepared)
     if progress:
@@ -112,7 +120,11 @@ def run_finetune(
             step = manifest["resumed"][-1]["step"]
             say(f"Going on from step {step}." if step else "No checkpoint was complete: beginning again.")
         if prepare_only:
-            say(f"Prepared. Train with: torchrun --nproc-per-node N -m engramscope.finetune._worker {layout.root}")
+            many = settings.processes
+            say(
+                f"Prepared for {many} process{'es' if many > 1 else ''}. Train with: torchrun --nproc-per-node {many} "
+                f"-m engramscope.finetune._worker {layout.root}"
+            )
             return FinetuneResult(layout.root)
         if not layout.result.exists():
             run_worker(layout, prepared.job, _hearer(progress, say, manifest, settings))
@@ -135,7 +147,7 @@ def _same_run(layout: Layout, prepared: Prepared) -> None:
         ResultsError: says what differs.
     """
     if not layout.manifest.exists():
-        if layout.root.is_dir() and any(layout.root.iterdir()):
+        if layout.root.is_dir() and not is_empty(layout.root):
             raise ResultsError(f"{layout.root} holds no fine-tuning that could go on: training.json is missing.")
         return
     before = json.loads(layout.manifest.read_text(encoding="utf-8"))["identity"]
@@ -217,12 +229,14 @@ def _end(layout: Layout, settings: Settings, manifest: dict[str, Any]) -> None:
         "stopped_early": bool(settings.patience) and epochs_since_best(rows) >= settings.patience
                          and len(trained) < settings.epochs,
         "validation_loss": {"before": rows[0]["validation_loss"], "after": best["validation_loss"],
-                            "of_the_files": result["loss_of_the_files"]},
+                            "checked": result["checked"]},
         "perplexity": {"before": rows[0]["validation_perplexity"], "after": best["validation_perplexity"]},
         "history": rows,
     }  # fmt: skip
     write_text(layout.root / "history.csv", history_table(rows).to_csv(index=False))
-    write_page(layout.root, manifest)
+    steps = steps_table(result["steps"])
+    write_text(layout.root / STEPS, steps.to_csv(index=False))
+    write_page(layout.root, manifest, steps)
     write_json(layout.manifest, manifest)
     shutil.rmtree(layout.work, ignore_errors=True)
     if not settings.keep_checkpoints:

@@ -29,9 +29,9 @@ class Split:
     strata: tuple[str, ...]
 
     def table(self, documents: Documents) -> pd.DataFrame:
-        """One row per document: PMID, side, stratum."""
+        """One row per document: its row of the corpus from 0, PMID, side, stratum."""
         sides = np.where(self.held_out, VALIDATION, TRAIN)
-        return pd.DataFrame({"PMID": documents.ids, "side": sides, "stratum": self.strata})
+        return pd.DataFrame({"row": documents.rows, "PMID": documents.ids, "side": sides, "stratum": self.strata})
 
 
 def split_documents(documents: Documents, terms: tuple[str, ...], share: float, seed: int) -> Split:

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, enable_full_determinism, set_seed
 
-from engramscope.errors import CheckError, ResultsError
+from engramscope.errors import CheckError, InputError, ResultsError
 from engramscope.finetune.chunks import Padding
 from engramscope.finetune.history import History, best_row, epochs_since_best, trained_rows
-from engramscope.finetune.keeper import Keeper, remove_incomplete
+from engramscope.finetune.keeper import Keeper, ensure_finite, remove_incomplete
 from engramscope.finetune.layout import COMPLETE, Job, Layout, complete_checkpoints, read_chunks
 from engramscope.finetune.settings import Settings
-from engramscope.finetune.tuner import Tuner, validation_nll
+from engramscope.finetune.steps import read_steps
+from engramscope.finetune.tuner import Tuner, checked_places, predicted_tokens, validation_nll
 from engramscope.finetune.weights import (
     base_model,
     keep_only,
@@ -67,6 +68,11 @@ def train(layout: Layout, listener: Listener) -> bool:
     settings = job.settings
     args = training_arguments(job, layout)
     first = args.process_index == 0
+    if args.world_size != settings.processes:
+        raise InputError(
+            f"{layout.root} is prepared for --processes {settings.processes}, but {args.world_size} are running: steps "
+            "would be of another size. Start as many, or prepare a new folder."
+        )
     if first:
         remove_incomplete(layout)
         layout.stop.unlink(missing_ok=True)
@@ -97,10 +103,11 @@ def train(layout: Layout, listener: Listener) -> bool:
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     tuner.end()
     if first:
-        after = _finish(layout, job, model, tokenizer, history, validation, padding, listener)
+        checked = _finish(layout, job, model, tokenizer, history, validation, padding, listener)
         write_json(layout.result, {
-            "rows": history.rows, "loss_of_the_files": after, "base": fingerprints, "notes": notes, **counts,
-            "peak_gpu_bytes": peak, "processes": args.world_size,
+            "rows": history.rows, "steps": read_steps(complete_checkpoints(layout.checkpoints)[-1][1]),
+            "checked": checked, "base": fingerprints, "notes": notes, **counts, "peak_gpu_bytes": peak,
+            "processes": args.world_size,
         })  # fmt: skip
     return True
 
@@ -154,7 +161,8 @@ def _fit(
     rows = keeper.history.rows
     if not rows:
         loss = tuner.validation_loss()
-        row = keeper.history.close(0, 0, loss, tuner.validation_seconds)
+        ensure_finite(loss, 0)
+        row = keeper.history.close(0, 0, loss, tuner.validation_seconds, tuner.checked_loss)
         if first:
             listener.on_epoch(row)
     done = len(trained_rows(rows)) >= settings.epochs
@@ -164,24 +172,35 @@ def _fit(
 
 
 def _finish(layout: Layout, job: Job, model: Any, tokenizer: Any, history: History, validation: list[np.ndarray],
-            padding: Padding, listener: Listener) -> float:  # fmt: skip
-    """Write the weights of the best epoch, and compute their validation loss again from what was written."""
+            padding: Padding, listener: Listener) -> dict[str, Any]:  # fmt: skip
+    """Write the weights of the best epoch, and compute the loss of some held-out chunks again from what was written.
+
+    Raises:
+        CheckError: it is not the loss that these chunks had in training.
+    """
     best = best_row(history.rows)
     assert best is not None
     model = load_trained(model, layout.checkpoints / f"checkpoint-{best['step']}")
     if isinstance(model, PeftModel) and job.settings.merge:
         model = model.merge_and_unload()
+    # the Trainer has turned it off for itself
+    model.config.use_cache = True
     listener.tell("writing", 0, 1)
     write_model(model, tokenizer, layout.work / "final", layout.root, _name_of_base(job.model))
     listener.tell("writing", 1, 1)
-    nll, tokens = validation_nll(model, validation, padding, job.settings.eval_batch, listener.tell)
-    loss = nll / tokens
-    if abs(loss - best["validation_loss"]) > TOLERANCE * max(1.0, best["validation_loss"]):
+    model = load_trained(model, layout.root)
+    before = best.get("checked_loss")
+    chosen = [validation[place] for place in checked_places(len(validation))]
+    if before is None:  # of an epoch that an earlier version trained
+        before, chosen = best["validation_loss"], validation
+    nll = validation_nll(model, chosen, padding, job.settings.eval_batch, listener.tell)
+    loss = float(nll.sum() / predicted_tokens(chosen).sum())
+    if not abs(loss - before) <= TOLERANCE * max(1.0, before):  # also where it is no number
         raise CheckError(
-            f"The weights of epoch {best['epoch']} give a validation loss of {loss:.5f}, but it was "
-            f"{best['validation_loss']:.5f} while they were trained; the model in the folder is not to be trusted."
+            f"The weights of epoch {best['epoch']} give {len(chosen)} held-out chunks a loss of {loss:.5f}, but it was "
+            f"{before:.5f} while they were trained; the model in the folder is not to be trusted."
         )
-    return loss
+    return {"chunks": len(chosen), "in_training": before, "of_the_files": loss}
 
 
 def _name_of_base(name: str) -> str:

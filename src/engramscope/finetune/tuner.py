@@ -9,42 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 
 from engramscope.finetune.chunks import IGNORED, Padding
+from engramscope.finetune.loss import summed_nll, token_loss
 from engramscope.finetune.order import StepOrder
+from engramscope.finetune.weights import load_trained
 
+#: held-out chunks, at most, that the weights in the folder are checked on when training is done
+CHECKED = 256
 #: (what, done, total)
 Tell = Callable[[str, int, int], None]
-
-
-def summed_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood in nats, summed over every label that is not -100; labels are shifted here."""
-    wanted = labels[:, 1:].reshape(-1)
-    return cross_entropy(
-        logits[:, :-1].float().reshape(-1, logits.shape[-1]), wanted, ignore_index=IGNORED, reduction="sum"
-    )
-
-
-def token_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """What the Trainer minimises: the summed NLL of a batch over the tokens of the whole optimiser step."""
-    count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED).sum()
-    return summed_nll(outputs["logits"], labels) / count
 
 
 @torch.no_grad()
 def validation_nll(
     model: Any, chunks: Sequence[np.ndarray], padding: Padding, batch: int, tell: Tell | None = None
-) -> tuple[float, int]:
-    """Summed NLL (nats) of the predicted tokens of chunks, and their number, in the precision of the weights.
+) -> np.ndarray:
+    """Summed NLL (nats) of the predicted tokens of each chunk, `[chunks]`, in the precision of the weights.
 
     Chunks of like length share a batch, which saves padding and changes no number. The class's own `forward` is
     called, since the one on the object may have been wrapped in half precision for training.
@@ -53,16 +41,28 @@ def validation_nll(
     order = sorted(range(len(chunks)), key=lambda index: len(chunks[index]))
     forward, training = type(model).forward, model.training
     model.eval()
-    nll, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    nll = torch.zeros(len(chunks), dtype=torch.float64, device=device)
     for start in range(0, len(order), batch):
-        made = padding([chunks[index] for index in order[start : start + batch]])
-        count += int((made["labels"] != IGNORED).sum())
+        chosen = order[start : start + batch]
+        made = padding([chunks[index] for index in chosen])
         ids, mask, labels = (made[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-        nll += summed_nll(forward(model, input_ids=ids, attention_mask=mask).logits, labels)
+        logits = forward(model, input_ids=ids, attention_mask=mask).logits
+        each = [summed_nll(row[None], wanted[None]) for row, wanted in zip(logits, labels, strict=True)]
+        nll[torch.tensor(chosen, device=device)] = torch.stack(each).double()
         if tell:
             tell("validation", min(start + batch, len(order)), len(order))
     model.train(training)
-    return float(nll), count
+    return nll.cpu().numpy()
+
+
+def predicted_tokens(chunks: Sequence[np.ndarray]) -> np.ndarray:
+    """How many tokens of each chunk are predicted: all but its first."""
+    return np.asarray([len(chunk) - 1 for chunk in chunks], dtype=np.int64)
+
+
+def checked_places(count: int) -> np.ndarray:
+    """Which of so many held-out chunks the weights in the folder are checked on: at most `CHECKED`, evenly spread."""
+    return np.linspace(0, count - 1, min(count, CHECKED)).round().astype(np.int64)
 
 
 class Tuner(Trainer):
@@ -78,6 +78,8 @@ class Tuner(Trainer):
     Attributes:
         epoch_nll, epoch_tokens: of this process since they were last taken, on the model's device.
         validation_seconds: that the last evaluation took.
+        order: of the chunks in an epoch; the keeper tells it which one.
+        checked_loss: of the last evaluation, nats per predicted token of the chunks of `checked_places` alone.
     """
 
     # token_loss divides by the tokens of the whole step already
@@ -98,12 +100,19 @@ class Tuner(Trainer):
         self.epoch_nll = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self.epoch_tokens = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self.validation_seconds = 0.0
+        self.checked_loss: float | None = None
+        self.order: StepOrder | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
         args = self.args
         chunks: Any = train_dataset if train_dataset is not None else self.train_dataset
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return StepOrder([len(chunk) for chunk in chunks], step, args.seed)
+        self.order = StepOrder([len(chunk) for chunk in chunks], step, args.seed)
+        return self.order
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # the Trainer's own leaves weights as they are whose names in the file are not those of the modules
+        load_trained(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """A step of the Trainer; what it learned from is added to this epoch's sums."""
@@ -127,10 +136,15 @@ class Tuner(Trainer):
         rank, world = self.args.process_index, self.args.world_size
         mine = self._validation[rank::world]
         tell = self._tell if rank == 0 else None
-        nll, count = validation_nll(self.model, mine, self._padding, self.args.per_device_eval_batch_size, tell)
-        sums = total(torch.tensor([nll, float(count)], dtype=torch.float64, device=self.args.device))
+        found = torch.zeros(len(self._validation), dtype=torch.float64, device=self.args.device)
+        found[rank::world] = torch.from_numpy(
+            validation_nll(self.model, mine, self._padding, self.args.per_device_eval_batch_size, tell)
+        ).to(found.device)
+        nll, tokens = total(found).cpu().numpy(), predicted_tokens(self._validation)
+        checked = checked_places(len(nll))
+        self.checked_loss = float(nll[checked].sum() / tokens[checked].sum())
         self.validation_seconds = time.perf_counter() - started
-        return float(sums[0] / sums[1])
+        return float(nll.sum() / tokens.sum())
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """The exact validation loss, told to the callbacks as the Trainer tells its own."""

@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from transformers import AutoModelForCausalLM
 
-from engramscope.errors import InputError
+from engramscope.errors import CheckError, InputError
 from engramscope.finetune.settings import LoraSettings
-from engramscope.models import Model, load_config, load_model
+from engramscope.models import Model, load_config, load_model, load_tokenizer
 from engramscope.models.checkpoint import write_checkpoint
 from engramscope.provenance import model_fingerprints
 from engramscope.registry import nearest
@@ -47,6 +47,28 @@ def base_model(name: str, *, random_weights: bool, tokenizer: Any) -> tuple[Any,
         hf.set_attn_implementation("sdpa")
     hf.requires_grad_(True)
     return hf, fingerprints
+
+
+def write_random_base(name: str, seed: int, into: Path) -> None:
+    """Write the model that a training of random weights begins from.
+
+    Args:
+        name: whose configuration and tokenizer are taken, as in `base_model`.
+        seed: of the training.
+        into: the folder that becomes a model, or is one after an earlier call.
+
+    Raises:
+        ModelError: there is no such model.
+        OSError, SafetensorError: the disk refuses.
+    """
+    if (into / "config.json").is_file():  # which is written last
+        return
+    tokenizer = load_tokenizer(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        hf, _ = base_model(name, random_weights=True, tokenizer=tokenizer)
+    into.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(hf, tokenizer, into / "work", into)
 
 
 def refuse_unknown_modules(config: Any, modules: Sequence[str]) -> None:
@@ -124,19 +146,36 @@ def with_adapters(hf: Any, lora: LoraSettings) -> Any:
 
 
 def load_trained(hf: Any, checkpoint: Path) -> Any:
-    """The weights of a checkpoint, put into the model that was trained (with its adapters, where it has any)."""
+    """The weights of a checkpoint, or of the finished folder, put into the model that was trained.
+
+    Into its adapters, where it has any.
+    """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if isinstance(hf, PeftModel):
-        set_peft_model_state_dict(hf, load_file(checkpoint / "adapter_model.safetensors"))
+        found = set_peft_model_state_dict(hf, load_file(checkpoint / "adapter_model.safetensors"))
+        _ensure_all(checkpoint, [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)])
         return hf
-    state = load_file(checkpoint / "model.safetensors")
-    missing = hf.load_state_dict(state, strict=False)
-    tied = set(getattr(hf, "all_tied_weights_keys", None) or ())
-    assert not missing.unexpected_keys, missing.unexpected_keys
-    assert set(missing.missing_keys) <= tied, missing.missing_keys
+    file = checkpoint / "model.safetensors"
+    if file.is_file():
+        found = hf.load_state_dict(load_file(file), strict=False)
+        tied = set(getattr(hf, "all_tied_weights_keys", None) or ())
+        if not found.unexpected_keys and set(found.missing_keys) <= tied:
+            return hf
+    # in several files, or under other names than those of the modules (experts that a layer holds as one tensor)
+    whole, told = type(hf).from_pretrained(str(checkpoint), dtype=torch.float32, output_loading_info=True)
+    _ensure_all(checkpoint, sorted({*told["missing_keys"], *told["unexpected_keys"]}))
+    hf.load_state_dict(whole.state_dict())
     return hf
+
+
+def _ensure_all(checkpoint: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise CheckError(
+            f"The weights in {checkpoint} are not those of the model: {', '.join(list(wrong)[:3])} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing or too much."
+        )
 
 
 def write_model(hf: Any, tokenizer: Any, folder: Path, into: Path, base: str) -> None:

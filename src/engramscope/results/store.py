@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from engramscope import errors
 from engramscope.results import atomic
-from engramscope.results.lock import LOCK_NAME, FolderLock
+from engramscope.results.folders import is_scrap
+from engramscope.results.lock import FolderLock
 from engramscope.results.read import read_manifest
 from engramscope.results.schema import EFFECTS, SCHEMA_VERSION, SUMMARY_COLUMNS
 
@@ -321,7 +322,7 @@ def _make(path: Path) -> None:
 
 
 def _refuse_if_taken(path: Path) -> None:
-    names = {item.name for item in path.iterdir() if not _is_scrap(item.name)}
+    names = {item.name for item in path.iterdir() if not is_scrap(item.name)}
     if not names:
         return
     if "manifest.json" not in names:
@@ -338,11 +339,6 @@ def _refuse_if_taken(path: Path) -> None:
         f"The folder {path} holds the {state} study {_name_of(manifest)}; "
         "continue it with --resume, or choose another folder."
     )
-
-
-def _is_scrap(name: str) -> bool:
-    temporary = name.startswith(atomic.TEMPORARY_PREFIX) and name.endswith(atomic.TEMPORARY_SUFFIX)
-    return temporary or name == LOCK_NAME
 
 
 def _name_of(manifest: Mapping[str, Any]) -> str:

@@ -70,7 +70,10 @@ def _next(model: str, out: Path, form: str) -> list[str]:
     if form != "prompts":
         return lines  # the answer swap is a comparison of its own
     if Layout(Path(model)).manifest.is_file():
-        base = shlex.quote(str(FinetuneResult(Path(model)).manifest()["model"]["name"]))
+        manifest = FinetuneResult(Path(model)).manifest()
+        if manifest.get("settings", {}).get("random_weights"):
+            return lines  # the model of that name is not the one that training began from
+        base = shlex.quote(str(manifest["model"]["name"]))
         what = f"What training moved: engramscope new moved.toml --model {asked} --base {base} {pairs}"
     else:
         what = f"What fine-tuning moves in it: engramscope new moved.toml --model TUNED --base {asked} {pairs}"
