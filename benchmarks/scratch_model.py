@@ -14,18 +14,18 @@ import argparse
 from pathlib import Path
 
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2TokenizerFast
+from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from engramscope.corpus.table import read_corpus
 
 END = "<|endoftext|>"
 
 
-def tokenizer_of(texts: list[str], vocabulary: int) -> GPT2TokenizerFast:
+def tokenizer_of(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of these texts."""
     made = ByteLevelBPETokenizer()
     made.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=[END], show_progress=False)
-    return GPT2TokenizerFast(tokenizer_object=made._tokenizer, bos_token=END, eos_token=END, unk_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, bos_token=END, eos_token=END, unk_token=END)
 
 
 def main() -> None:

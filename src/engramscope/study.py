@@ -32,7 +32,7 @@ from engramscope.results.read import read_effects, read_manifest, read_summary
 from engramscope.results.schema import EFFECTS
 from engramscope.results.store import ResultsFolder
 from engramscope.results.summary import summarise_effects
-from engramscope.study_base import ensure_base, load_base, moved_weights, prints_of
+from engramscope.study_base import ensure_base, load_base, moved_transplants, moved_weights, prints_of
 from engramscope.study_inputs import Inputs, all_cells, base_of, check_against_model, read_inputs, token_faults
 
 
@@ -364,6 +364,7 @@ class _Runner:
         if self.base is not None:
             facts["base_model"] = model_facts(self.base)
             facts["weights"] = moved_weights(self.model, self.base)
+            facts["transplants"] = moved_transplants(self.model, self.base, self.inputs.sweeps)
         if experiment is not None:
             facts["memory"] = steps.memory_facts(experiment, self.memory_at_start)
             if experiment.unknown is not None:

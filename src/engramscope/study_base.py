@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from engramscope.errors import StudyError
+from engramscope.locate.cells import cells_of
+from engramscope.locate.runs import places_of
 from engramscope.models import Model, load_model
-from engramscope.models.weights import distances, ensure_same_shape
+from engramscope.models.site import is_weights
+from engramscope.models.weights import Distance, distances, ensure_same_shape, set_distances
 from engramscope.provenance import matters_in_a_forward, model_fingerprints, training_of
 from engramscope.results.store import differences
+from engramscope.study_file import SweepSection
 from engramscope.study_inputs import Inputs, base_of
 
 
@@ -65,5 +70,24 @@ def other_base(model: Model, base: Model) -> str:
 
 def moved_weights(model: Model, base: Model) -> list[dict[str, Any]]:
     """How far the weights of every part moved in training, as plain data."""
-    found = distances(base, model.hf)
-    return [{key: None if value != value else value for key, value in asdict(row).items()} for row in found]
+    return [_plain(row) for row in distances(base, model.hf)]
+
+
+def moved_transplants(model: Model, base: Model, sweeps: Sequence[SweepSection]) -> list[dict[str, Any]]:
+    """How far the weights moved that each transplant of these sweeps carries over, as plain data.
+
+    One row per site, layer (the centre of a window; None for what exists once) and window.
+    """
+    cells = [cell for sweep in sweeps if is_weights(sweep.site) for cell in cells_of(sweep, model.anatomy, ())]
+    places = {(cell.site, cell.layer, cell.window): places_of(cell) for cell in cells}
+    found = set_distances(base, model.hf, {str(key): places[key] for key in places})
+    return [
+        {"site": site, "layer": layer, "window": window,
+         **{name: value for name, value in _plain(found[str((site, layer, window))]).items()
+            if name not in ("part", "layer")}}
+        for site, layer, window in places
+    ]  # fmt: skip
+
+
+def _plain(row: Distance) -> dict[str, Any]:
+    return {key: None if value != value else value for key, value in asdict(row).items()}

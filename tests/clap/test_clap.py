@@ -165,6 +165,13 @@ def test_the_papers_study_is_the_papers() -> None:
     assert ClapStudy.model_validate({**study.model_dump(by_alias=True)}) == study
 
 
+def test_the_study_from_scratch_is_the_papers_but_for_its_model() -> None:
+    paper, scratch = (read_clap_study(ROOT / "studies" / f"clap_{name}.toml") for name in ("paper", "from_scratch"))
+    assert (scratch.model.name, scratch.model.random_weights) == ("gpt2", True)
+    assert scratch.finetune.presets == ("clap-1",)
+    assert scratch.corpus == paper.corpus
+
+
 def test_what_is_printed_does_not_follow_from_what_is_printed() -> None:
     assert {name: round(recovery(*row[:3]), 3) for name, row in PRINTED.items()} == {
         "Table 3": 0.7, "Table 4": 1.0, "Table 5": 0.864,
@@ -252,6 +259,8 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"n_layer": 2, "n_embd": 32, "n_head": 2}
     (bare / "config.json").write_text(json.dumps(config | small), encoding="utf-8")
     text = STUDY.replace('name = "mini"', 'name = "bare"\nrandom_weights = true')
+    for many, few in (("definitional = 6", "definitional = 2"), ("associative = 4", "associative = 2")):
+        text = text.replace(many, few)
     assert _run_app(["clap", str(write_clap_study(folder, text)), "--out", str(folder / "out"), "--quiet"]) == 0
     return folder / "out"
 

@@ -412,6 +412,12 @@ def test_the_environment_of_the_training(gpt2: Path, monkeypatch: pytest.MonkeyP
     two = Job(resolve_settings("", processes=2), "m", 8, 0, "cuda", "fp32")
     assert supervise.environment(two)["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert supervise.environment(Job(settings, "m", 8, 0, "cpu", "fp32"))["CUDA_VISIBLE_DEVICES"] == ""
+    kept = "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.delenv(kept, raising=False)
+    assert supervise.environment(Job(settings, "m", 8, 0, "cpu", "fp32"))[kept] == "100000000000"
+    assert kept not in supervise.environment(Job(settings, "m", 8, 0, "cuda", "fp32"))
+    monkeypatch.setenv(kept, "1")
+    assert supervise.environment(Job(settings, "m", 8, 0, "cpu", "fp32"))[kept] == "1"
     assert "--nproc-per-node=2" in supervise.command(Layout(Path("x")), 2)
 
 

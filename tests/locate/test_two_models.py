@@ -378,6 +378,30 @@ def test_a_shared_module_is_part_of_every_block_that_has_it() -> None:
     assert shared <= set(model.tensors("weights:block", 2))
 
 
+def test_distances_of_sets_are_those_of_their_tensors_by_hand() -> None:
+    from engramscope.models.weights import set_distances
+
+    tuned, base = _models("gpt2")
+    sets = {
+        "window": [("weights:block", 0), ("weights:block", 1)],
+        "module": [("weights:transformer.h.2.attn.c_attn", None)],
+        "embed": [("weights:embed", None)],
+    }
+    paths = {"window": ("transformer.h.0.", "transformer.h.1."), "module": ("transformer.h.2.attn.c_attn.",),
+             "embed": ("transformer.wte.", "transformer.wpe.")}  # fmt: skip
+    old, new = (dict(copy.deepcopy(weight_tensors(model.hf))) for model in (base, tuned))
+    total = sum(float((new[name] - old[name]).square().sum()) for name in old)
+    for key, found in set_distances(base, tuned.hf, sets).items():
+        names = [name for name in old if name.startswith(paths[key])]
+        moved = torch.cat([(new[name] - old[name]).flatten() for name in names])
+        before = torch.cat([old[name].flatten() for name in names])
+        assert found.parameters == len(moved)
+        assert found.distance == pytest.approx(float(moved.norm()), rel=1e-9)
+        assert found.relative == pytest.approx(float(moved.norm() / before.norm()), rel=1e-9)
+        assert found.largest == pytest.approx(float(moved.abs().max()), rel=1e-12)
+        assert found.share == pytest.approx(float(moved.square().sum()) / total, rel=1e-9)
+
+
 def test_distances_of_a_model_in_memory_follow_its_weights() -> None:
     from engramscope.study_base import moved_weights
 

@@ -192,20 +192,43 @@ def test_the_table_of_distances_shows_the_manifest_and_the_summary(gpt2: Path, t
         (site.removeprefix("weights:"), None if pd.isna(layer) else int(layer)): value
         for site, layer, value in zip(first["site"], first["layer"], first["recovery"], strict=True)
     }
-    parts, verbs = ("Attention", "MLP", "Norms"), ("moved", "restores")
-    assert moved.heads == tuple(f"{part} {verb}" for part in parts for verb in verbs)
+    assert moved.heads == (
+        "Attention moved", "Attention restores", "MLP moved", "MLP restores",
+        "MLP activation, last subject token", "MLP activation, last token",
+        "Norms moved", "Norms restores",
+    )  # fmt: skip
+    patched = {
+        (layer, role): value
+        for site, layer, role, value in zip(
+            first["site"], first["layer"], first["position_role"], first["recovery"], strict=True
+        )
+        if site == "mlp_out"
+    }
+    assert len(patched) == 6
     assert [name for name, _ in moved.rows] == ["Layer 0", "Layer 1", "Layer 2"]
     assert [name for name, _ in moved.others] == ["Embeddings", "Final norm"]
     for layer in range(3):
         wanted = [
             percent(value)
             for part in ("attn", "mlp", "norms")
-            for value in (distance[part, layer], recovery[part, layer])
+            for value in (
+                distance[part, layer],
+                recovery[part, layer],
+                *((patched[layer, role] for role in ("subject_last", "last")) if part == "mlp" else ()),
+            )
         ]
         assert [text for text, _ in moved.rows[layer][1]] == wanted
     embeddings = [text for text, _ in moved.others[0][1]]
     assert embeddings == [percent(distance["embed", None]), percent(recovery["embed", None])]
     assert max(share for _, cells in moved.rows for _, share in cells[:1]) <= 100
+    together = table[(table["metric"] == "logit_diff") & (table["window"] == 2) & (table["direction"] == "denoise")]
+    rows = {row["layer"]: row for row in result.manifest()["transplants"] if row["site"] == "weights:block"
+            and row["window"] == 2}  # fmt: skip
+    wanted = [[percent(rows[int(layer)]["relative"]), percent(value)]
+              for layer, value in zip(together["layer"], together["recovery"], strict=True)]  # fmt: skip
+    assert len(wanted) == 3
+    assert [[text for text, _ in cells] for name, cells in moved.sets if "window 2" in name] == wanted
+    assert len(moved.sets) == 6
     assert "rank correlation" not in moved_words(load(tmp_path / "out"))  # three layers say nothing
 
 

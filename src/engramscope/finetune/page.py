@@ -129,7 +129,7 @@ def _steps(axes: Axes, steps: pd.DataFrame | None, key: str) -> None:
     means = np.array([part.mean(axis=0) for part in np.array_split(values, count)]) if count else values
     each = round(len(values) / max(count, 1))
     label = "single steps" if each == 1 else f"means of {each} steps"
-    axes.plot(means[:, 0], means[:, 1], color=_TRAIN, linewidth=0.6, alpha=0.55, zorder=1, label=label,
+    axes.plot(means[:, 0], means[:, 1], color=_TRAIN, linewidth=0.8, alpha=0.7, zorder=1, label=label,
               gid=f"steps_{key}")  # fmt: skip
 
 

@@ -20,6 +20,8 @@ _PAUSE = 0.1
 #: seconds in which a process that was asked to end has to have saved
 _PATIENCE = 180.0
 _MODULE = "engramscope.finetune._worker"
+#: glibc keeps what it was given back: every batch needs it again, and zeroed pages of the kernel take their time
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 class TrainingError(EngramscopeError):
@@ -40,6 +42,8 @@ def environment(job: Job) -> dict[str, str]:
     processes = job.settings.processes
     if job.device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""
+        for name, value in _KEEP_MEMORY.items():
+            found.setdefault(name, value)
         if processes > 1:
             found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     elif processes == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -43,8 +43,8 @@ class Distance:
     """How far the weights of one part of a model moved.
 
     Attributes:
-        part: a name of `PARTITION`.
-        layer: the block; None for parts that exist once.
+        part: a name of `PARTITION`, or of the set of weights that was asked about.
+        layer: the block; None for parts that exist once, and for sets.
         parameters: how many numbers the part holds.
         distance: Frobenius norm of the difference, over all tensors of the part together.
         relative: `distance` over the norm of the part before; NaN where that was zero.
@@ -165,20 +165,69 @@ def distances(before: WithParts, after: nn.Module) -> list[Distance]:
     Returns:
         One entry for each part that holds weights, in the order of a forward.
     """
-    old, new = weight_tensors(before.hf), weight_tensors(after)
-    rows = []
-    for (part, layer), names in weight_parts(before).items():
-        moved = [(new[name].double() - old[name].double()) for name in names]
-        square = sum(float(one.square().sum()) for one in moved)
-        size = sum(float(old[name].double().square().sum()) for name in names)
-        largest = max(float(one.abs().max()) if one.numel() else 0.0 for one in moved)
-        rows.append((part, layer, sum(one.numel() for one in moved), square, size, largest))
-    total = sum(row[3] for row in rows)
-    return [
-        Distance(part, layer, count, square**0.5, (square / size) ** 0.5 if size else float("nan"), largest,
-                 square / total if total else float("nan"))
-        for part, layer, count, square, size, largest in rows
-    ]  # fmt: skip
+    steps = tensor_steps(before.hf, after)
+    total = sum(step.square for step in steps.values())
+    return [_distance(part, layer, [steps[name] for name in names], total)
+            for (part, layer), names in weight_parts(before).items()]  # fmt: skip
+
+
+def set_distances(
+    before: WithParts, after: nn.Module, sets: Mapping[str, Sequence[tuple[str, int | None]]]
+) -> dict[str, Distance]:
+    """How far sets of weights moved that are transplanted together, such as blocks, windows of layers and modules.
+
+    Args:
+        before: a model and its parts.
+        after: another of the same shape.
+        sets: for each set the weight sites that it is made of, with their layers.
+
+    Returns:
+        The distance of each set over all of its tensors, each counted once; `part` is the name of the set.
+    """
+    steps = tensor_steps(before.hf, after)
+    total = sum(step.square for step in steps.values())
+    names = {
+        key: dict.fromkeys(name for site, layer in places for name in tensors_of(before, site, layer))
+        for key, places in sets.items()
+    }
+    return {key: _distance(key, None, [steps[name] for name in members], total) for key, members in names.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far one tensor moved.
+
+    Attributes:
+        parameters: how many numbers it holds.
+        square: squared Frobenius norm of its change.
+        size: squared norm of itself before.
+        largest: largest absolute change of a number.
+    """
+
+    parameters: int
+    square: float
+    size: float
+    largest: float
+
+
+def tensor_steps(before: nn.Module, after: nn.Module) -> dict[str, Step]:
+    """How far every tensor of a model moved, in double precision."""
+    new, steps = weight_tensors(after), {}
+    for name, value in weight_tensors(before).items():
+        old = value.double()
+        moved = new[name].double() - old
+        largest = float(moved.abs().max()) if moved.numel() else 0.0
+        steps[name] = Step(moved.numel(), float(moved.square().sum()), float(old.square().sum()), largest)
+    return steps
+
+
+def _distance(part: str, layer: int | None, steps: Sequence[Step], total: float) -> Distance:
+    square, size = sum(step.square for step in steps), sum(step.size for step in steps)
+    return Distance(
+        part, layer, sum(step.parameters for step in steps), square**0.5,
+        (square / size) ** 0.5 if size else float("nan"), max(step.largest for step in steps),
+        square / total if total else float("nan"),
+    )  # fmt: skip
 
 
 @contextmanager
