@@ -149,6 +149,10 @@ def test_questions_of_ones_own_are_read_before_anything_is_trained(
     (tmp_path / "mine.jsonl").write_text("no json\n", encoding="utf-8")
     assert _run_app(["clap", str(study), "--out", str(tmp_path / "out")]) == 2
     assert "mine.jsonl" in capsys.readouterr().err
+    question = {"id": "q", "clean": "The drug is", "correct": [" a"], "incorrect": [" b"]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    assert _run_app(["clap", str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "1 of the questions have no corrupted prompt (q)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -139,9 +139,23 @@ def _refuse_early(study: ClapStudy, here: Path) -> None:
     faults += [f"There is no file {str(here / name)!r}." for name in files if not (here / name).exists()]
     for name in own:
         if (here / name).exists():
-            _collect(faults, lambda name=name: read_pairs(here / name))
+            _collect(faults, lambda name=name: _read_own(here / name, needed=name == study.questions.prompts))
     if faults:
         raise InputError(list(dict.fromkeys(faults)))
+
+
+def _read_own(file: Path, *, needed: bool) -> None:
+    """Read questions of one's own; prompts need the corrupted ones, which take their place.
+
+    Raises:
+        InputError: they cannot be read, or a corrupted prompt is missing.
+    """
+    alone = [pair.id for pair in read_pairs(file) if pair.corrupted is None]
+    if needed and alone:
+        raise InputError(
+            f"{file}: {len(alone)} of the questions have no corrupted prompt ({', '.join(alone[:3])}), which token "
+            "replacement needs. Questions with whole answers alone go into questions.answers."
+        )
 
 
 def _collect(faults: list[str], make: Callable[[], Any]) -> None:
