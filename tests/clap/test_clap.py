@@ -12,12 +12,17 @@ import pandas as pd
 import pytest
 
 from engramscope import bundled, load_model
+from engramscope.clap.call import Call
+from engramscope.clap.corpus_stage import corpus_of
+from engramscope.clap.run import _base, _finetune
 from engramscope.clap.study import ClapStudy, read_clap_study
 from engramscope.clap.tables import PRINTED, recovery
 from engramscope.cli import _run_app
-from engramscope.errors import StudyError
+from engramscope.errors import CheckError, StudyError
+from engramscope.finetune import run as finetune_run
 from engramscope.finetune.weights import write_random_base
 from tests.clap.synthetic import STUDY, write_clap_study
+from tests.finetune.small import in_this_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,10 +255,8 @@ def _one_sweep(text: str) -> str:
     return f"{first}[[sweep]]{second}"
 
 
-@pytest.fixture(scope="module")
-def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole study of a model without weights: a configuration and the tokenizer of `mini`."""
-    folder = tmp_path_factory.mktemp("random")
+def _from_scratch(folder: Path) -> Path:
+    """A study of a model without weights: a small configuration and the tokenizer of `mini`."""
     bare = folder / "bare"
     bare.mkdir()
     for path in bundled.folder("mini").iterdir():
@@ -265,29 +268,48 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = STUDY.replace('name = "mini"', 'name = "bare"\nrandom_weights = true')
     for many, few in (("definitional = 6", "definitional = 2"), ("associative = 4", "associative = 2")):
         text = text.replace(many, few)
-    assert _run_app(["clap", str(write_clap_study(folder, text)), "--out", str(folder / "out"), "--quiet"]) == 0
-    return folder / "out"
+    return write_clap_study(folder, text)
 
 
-def test_random_weights_are_kept_and_are_the_model_before_training(random: Path) -> None:
-    manifest = json.loads((random / "finetune" / "clap-2" / "training.json").read_text(encoding="utf-8"))
-    assert manifest["settings"]["random_weights"]
-    base = load_model(str(random / "base"))
-    assert base.weight_hash() == manifest["model"]["base"]["weights"]
-    transplant = json.loads((random / "what-training-moved" / "manifest.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("random", [True, False])
+def test_the_base_is_what_training_began_from_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: bool
+) -> None:
+    monkeypatch.setattr(finetune_run, "run_worker", in_this_process)
+    study = read_clap_study(_from_scratch(tmp_path))
+    if not random:
+        write_random_base(str(tmp_path / "bare"), 9, tmp_path / "weights")
+        model = study.model.model_copy(update={"name": "weights", "random_weights": False})
+        study = study.model_copy(update={"model": model})
+    call = Call(study, tmp_path / "out", tmp_path, None, lambda _: None)
+    tuned = _finetune(call, corpus_of(call))["clap-2"]
+    assert tuned.manifest()["settings"]["random_weights"] == random
+    base = _base(call, tuned)
+    assert (
+        base.weight_hash()
+        == tuned.manifest()["model"]["base"]["weights"]
+        != load_model(str(tuned.folder)).weight_hash()
+    )
+    assert (tmp_path / "out" / "base").exists() == random
+    # named before it goes: a folder that is missing beside the study would be looked for where the test is run
+    place = Path(call.base)
+    assert place.is_relative_to(tmp_path)
+    shutil.rmtree(place)
+    write_random_base(str(tmp_path / "bare"), 4, place)
+    with pytest.raises(CheckError, match="are not those that") as caught:
+        _base(call, tuned)
+    assert ("Another version of torch" in str(caught.value)) == random
+
+
+@pytest.mark.slow
+def test_a_whole_study_from_scratch(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert _run_app(["clap", str(_from_scratch(tmp_path)), "--out", str(out), "--quiet"]) == 0
+    manifest = json.loads((out / "what-training-moved" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["base_model"]["weight_hash"] == load_model(str(out / "base")).weight_hash()
+    assert manifest["model"]["weight_hash"] == load_model(str(out / "finetune" / "clap-2")).weight_hash()
     # relative, so that the folder can be moved
-    assert 'base = "../base"' in (random / "studies" / "what-training-moved.toml").read_text(encoding="utf-8")
-    assert transplant["base_model"]["weight_hash"] == base.weight_hash()
-    assert transplant["model"]["weight_hash"] == load_model(str(random / "finetune" / "clap-2")).weight_hash()
-
-
-def test_other_random_weights_are_refused(random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = tmp_path / "out"
-    shutil.copytree(random, copy)
-    shutil.rmtree(copy / "base")
-    write_random_base(str(random.parent / "bare"), 4, copy / "base")
-    assert _run_app(["clap", str(random.parent / "study.toml"), "--out", str(copy), "--resume"]) == 1
-    assert "are not those that" in capsys.readouterr().err
+    assert 'base = "../base"' in (out / "studies" / "what-training-moved.toml").read_text(encoding="utf-8")
 
 
 def test_a_quick_try_has_weights() -> None:

@@ -144,7 +144,8 @@ def _judge(code: int, layout: Layout, faults: list[Mapping[str, Any]]) -> None:
         return
     if code == FULL:
         raise InputError(full_sentence(layout.root))
-    if code == STOPPED:
+    # torchrun has a code of its own for whatever its processes end with
+    if code == STOPPED or layout.stop.exists():
         raise KeyboardInterrupt
     again = "The same command with --resume goes on from the last checkpoint."
     if code < 0 or code in (128 + signal.SIGKILL, 128 + signal.SIGTERM):

@@ -87,13 +87,11 @@ def _sets(study: Study, largest: float) -> list[Row]:
     """Transplants that are no part of the first two tables: moved, and restored."""
     restored, found = _weight_recoveries(study), list[Row]()
     for row in records(study.manifest, "transplants"):
-        site, layer, window = str(row.get("site")), row.get("layer"), int(row.get("window") or 1)  # type: ignore[arg-type]
+        site, layer, window = str(row.get("site")), _number(row.get("layer")), _number(row.get("window")) or 1
         if site.removeprefix(WEIGHTS) in (*_PARTS, *_ONCE) and window == 1:
             continue
-        key = (site, None if missing(layer) else int(layer), window)  # type: ignore[arg-type]
-        relative = row.get("relative")
-        moved = _moved(None if missing(relative) else float(relative), largest)  # type: ignore[arg-type]
-        found.append((capital(cell_words(row)), (moved, _share(restored.get(key)))))
+        share = restored.get((site, None if layer is None else int(layer), int(window)))
+        found.append((capital(cell_words(row)), (_moved(_number(row.get("relative")), largest), _share(share))))
     return found
 
 
@@ -124,9 +122,9 @@ def _distances(study: Study) -> dict[Place, float]:
     """(part, layer) -> relative distance."""
     found = {}
     for row in records(study.manifest, "weights"):
-        layer, relative = row.get("layer"), row.get("relative")
-        if not missing(relative):
-            found[str(row.get("part")), None if missing(layer) else int(layer)] = float(relative)  # type: ignore[arg-type]
+        layer, relative = _number(row.get("layer")), _number(row.get("relative"))
+        if relative is not None:
+            found[str(row.get("part")), None if layer is None else int(layer)] = relative
     return found
 
 
@@ -165,6 +163,10 @@ def _recoveries(study: Study) -> list[dict[str, Any]]:
         & (table["estimate_kind"] == "recovery") & table["recovery"].notna()
     ]  # fmt: skip
     return rows[["site", "layer", "window", "position_role", "recovery"]].to_dict("records")
+
+
+def _number(value: Any) -> float | None:
+    return None if missing(value) else float(value)
 
 
 def _moved(value: float | None, largest: float) -> tuple[str, int]:
