@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from benchmarks.whole_study import curve_lines, document
 
 from engramscope import bundled, load_model
 from engramscope.clap.call import Call
 from engramscope.clap.corpus_stage import corpus_of
-from engramscope.clap.run import _base, _finetune
+from engramscope.clap.page import write_page
+from engramscope.clap.run import _base, _finetune, best_of
 from engramscope.clap.study import ClapStudy, read_clap_study
 from engramscope.clap.tables import PRINTED, recovery
 from engramscope.cli import _run_app
 from engramscope.errors import CheckError, StudyError
+from engramscope.finetune import FinetuneResult
 from engramscope.finetune import run as finetune_run
 from engramscope.finetune.weights import write_random_base
+from engramscope.pairs import read_pairs
+from engramscope.report.words import bare_p, number, percent
+from engramscope.results.read import read_summary
 from tests.clap.synthetic import STUDY, write_clap_study
 from tests.finetune.small import in_this_process
 
@@ -72,6 +83,52 @@ def test_questions_come_from_abstracts_that_were_trained_on(whole: Path) -> None
     assert named <= trained
 
 
+def test_facts_that_both_forms_ask_for_are_counted(whole: Path) -> None:
+    facts = {}
+    for form in ("prompts", "answers"):
+        pairs = read_pairs(whole / "questions" / f"{form}.jsonl")
+        facts[form] = [(pair.clean[slice(*pair.spans["subject"])].lower(), pair.labels["answer"].lower())
+                       for pair in pairs]  # fmt: skip
+    wanted = len([fact for fact in facts["answers"] if fact in facts["prompts"]])
+    assert _found(whole)["questions"]["answers"]["facts_in_prompts"] == wanted
+    assert f"Of the answers, {wanted} share their fact with a prompt" in (whole / "report.html").read_text()
+
+
+def test_the_documentation_of_a_run_says_what_the_folder_holds(whole: Path) -> None:
+    text, found = document(whole), _found(whole)
+    trained = found["finetune"][found["best"]]
+    assert f"| after training | {trained['validation_loss']['after']:.3f} |" in text
+    assert f"| before training | {trained['validation_loss']['before']:.3f} |" in text
+    for row in found["tables"]:
+        assert f"| {row['table']} | {row['patched_part']}{' (cut)' if row['cut'] else ''} | {row['kind']} |" in text
+    asked = pd.read_parquet(whole / "what-training-moved" / "pairs.parquet")
+    kinds = [json.loads(labels)["kind"] for labels in asked["labels"]]
+    for kind in set(kinds):
+        mine = asked[[one == kind for one in kinds]]
+        for model, column in (("before", "corrupted_logit_diff"), ("after", "clean_logit_diff")):
+            right = sum(value > 0 for value in mine[column])
+            assert f"| {kind} | {model} training | {right} of {len(mine)} |" in text
+    summary = read_summary(whole / "what-training-moved")
+    cells = summary[(summary["sweep"] == "MLP weights") & (summary["direction"] == "denoise")
+                    & (summary["metric"] == "logit_diff") & ~summary["cut"]]  # fmt: skip
+    best = cells.loc[cells["effect"].abs().idxmax()]
+    assert f"The weights of the MLP of layer {best['layer']} |" in text
+
+
+def test_the_curve_in_the_documentation_is_of_plain_means() -> None:
+    steps = pd.DataFrame({"step": range(1, 21), "train_loss": [float(n) for n in range(20)],
+                          "gradient_norm": [1.0, 3.0] * 10, "learning_rate": [0.5] * 20})  # fmt: skip
+    lines = curve_lines(steps, tokens=40_000)
+    assert len(lines) == 12
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "3 to 4",
+        "8\u202f000",
+        "2.500",
+        "2.00 (3.00)",
+        "0.5",
+    ]
+
+
 def test_the_tables_are_plain_means(whole: Path) -> None:
     effects = pd.read_parquet(whole / "as-published" / "effects.parquet")
     pairs = pd.read_parquet(whole / "as-published" / "pairs.parquet").set_index("pair")
@@ -100,6 +157,107 @@ def test_the_model_is_compared_with_the_one_before_training(whole: Path) -> None
     assert manifest["parity"]["max_abs_diff"] <= manifest["parity"]["tolerance"]
     moved = {row["part"] for row in manifest["weights"] if row["distance"] > 0}
     assert {"attn", "mlp", "embed"} <= moved
+
+
+def _rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table of a page, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            for row in rows]  # fmt: skip
+
+
+def test_the_page_has_every_number_of_every_table(whole: Path) -> None:
+    found, rows = _found(whole), _rows((whole / "report.html").read_text(encoding="utf-8"))
+    assert {row["table"] for row in found["tables"] if row["n_pooled"]} == {"Table 3", "Table 4", "Table 5"}
+    for row in found["tables"]:
+        low, high = row["recovery_low"], row["recovery_high"]
+        wanted = [
+            row["table"], row["patched_part"], row["kind"], f"{row['n_pooled']} of {row['n']}",
+            *(number(row[run]) for run in ("clean", "corrupted", "patched")),
+            percent(row["recovery"]) + (" (cut)" if row["cut"] else ""),
+            "" if low is None else f"{percent(low)} to {percent(high)}", "–" if row["cut"] else bare_p(row["p"]),
+        ]  # fmt: skip
+        assert wanted in rows
+    settings = found["finetune"]["clap-2"]["settings"]
+    for words, key in (("Learning rate", "learning_rate"), ("Batch, training", "train_batch"), ("Seed", "seed")):
+        assert [words, str(settings[key])] in rows
+    terms = found["corpus"]["terms"]
+    for row in terms:
+        mine = next(cells for cells in rows if cells[:1] == [row["term"]])
+        assert mine[1:4] == [str(row[key]) for key in ("mentions", "substring_mentions", "documents")]
+
+
+def test_the_page_has_every_figure(whole: Path) -> None:
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    pictures = dict(
+        re.findall(r'<figure><h3>([^<]*)</h3>(?:<a [^>]*>)?<img src="(data:image/svg\+xml;base64,[^"]*)"', page)
+    )
+    corpus = [path.stem for path in (whole / "corpus" / "figures").glob("*.svg")]
+    assert len(corpus) == 3
+    for name in corpus:
+        assert name.replace("-", " ").replace("_", " ").capitalize() in pictures
+    assert {"Loss (as the paper&#39;s Figures 2 and 3)", "Gradient norm"} <= {*pictures} | {
+        title.replace("'", "&#39;") for title in pictures
+    }
+    for study in ("as-published", "token-replacement", "what-training-moved"):
+        section = page[page.index(f'<section id="{study}">') :].split("</section>")[0]
+        drawn = len(list((whole / study / "figures").glob("*.svg")))
+        assert section.count("<img") == min(drawn, 6) > 0
+    for source in pictures.values():
+        assert b"<svg" in base64.b64decode(source.partition(",")[2])[:2000]
+
+
+@pytest.mark.parametrize(("losses", "best"), [((2.0, 3.0), "clap-1"), ((3.0, 2.0), "clap-2"), ((2.0, 2.0), "clap-1")])
+def test_the_model_with_the_lower_held_out_loss_is_studied(
+    whole: Path, tmp_path: Path, losses: tuple[float, float], best: str
+) -> None:
+    made = json.loads((whole / "finetune" / "clap-2" / "training.json").read_text(encoding="utf-8"))
+    tuned, manifests = {}, {}
+    for name, loss in zip(("clap-1", "clap-2"), losses, strict=True):
+        changed = {**made, "validation_loss": {**made["validation_loss"], "after": loss}}
+        changed["settings"] = {**made["settings"], "weight_decay": loss / 8}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps(changed), encoding="utf-8")
+        tuned[name], manifests[name] = FinetuneResult(tmp_path / name), changed
+    assert best_of(tuned) == best
+    shutil.copytree(whole, tmp_path / "out", ignore=shutil.ignore_patterns("*.safetensors"))
+    page = write_page(tmp_path / "out", {**_found(whole), "finetune": manifests, "best": best})
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"<h3>(clap-\d)([^<]*)</h3>", text) == [
+        (name, " (studied below)" if name == best else "") for name in manifests
+    ]
+    assert ["Weight decay", *(str(loss / 8) for loss in losses)] in _rows(text)
+
+
+def test_quick_takes_the_quick_section_and_says_so(tmp_path: Path) -> None:
+    section = '[quick]\nabstracts = 20\nquestions = 2\nsettings = ["epochs=2"]\nresamples = 100\n'
+    study, out = write_clap_study(tmp_path, STUDY + section), tmp_path / "out"
+    assert _run_app(["clap", str(study), "--quick", "--until", "corpus", "--quiet", "--out", str(out)]) == 0
+    found = _found(out)
+    assert found["quick"] is True
+    assert found["study"]["finetune"] == {"presets": ["clap-2"], "settings": ["epochs=2", "limit=20"]}
+    assert (found["study"]["questions"]["definitional"], found["study"]["statistics"]["resamples"]) == (2, 100)
+    assert _run_app(["clap", str(study), "--quick", "--corpus", "gone.csv", "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
+
+
+SHARED = os.environ.get("ENGRAMSCOPE_SHARED")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SHARED is None, reason="ENGRAMSCOPE_SHARED names no folder with the abstracts")
+def test_the_papers_study_is_tried_on_real_abstracts_within_ten_minutes(tmp_path: Path) -> None:
+    file, started = Path(SHARED or "") / "data" / "pubmed_epilepsy" / "epilepsy_pubmed.csv", time.monotonic()
+    study, out = ROOT / "studies" / "clap_paper.toml", tmp_path / "out"
+    assert _run_app(["clap", str(study), "--quick", "--corpus", str(file), "--out", str(out), "--quiet"]) == 0
+    assert time.monotonic() - started < 600
+    found = _found(out)
+    assert (found["status"], found["quick"]) == ("complete", True)
+    assert found["finetune"]["clap-2"]["corpus"]["documents"] == 600
+    assert (
+        found["finetune"]["clap-2"]["validation_loss"]["after"]
+        < found["finetune"]["clap-2"]["validation_loss"]["before"]
+    )
 
 
 def test_the_page_says_what_the_tables_say(whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from engramscope.clap.corpus_stage import corpus_of, said_of
 from engramscope.clap.run import _earlier
 from engramscope.clap.study import ClapStudy, read_clap_study
 from engramscope.cli import _run_app
-from engramscope.corpus import read_files
+from engramscope.corpus import eutils, read_files
 from engramscope.errors import InputError, ResultsError
 from engramscope.finetune.documents import read_documents
 from engramscope.finetune.split import split_documents
@@ -27,6 +28,30 @@ from tests.corpus.fake_pubmed import many, serve
 def _call(folder: Path, text: str = STUDY) -> Call:
     path = write_clap_study(folder, text)
     return Call(read_clap_study(path), folder / "out", folder, None, lambda _: None)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_without_a_network_nothing_is_in_the_way_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(eutils, "FIRST_WAIT_S", 0.01)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    source = f'query = "epilepsy"\nendpoint = "http://127.0.0.1:{port}/"'
+    study, out = write_clap_study(tmp_path, STUDY.replace('file = "abstracts.csv"', source)), tmp_path / "out"
+    if there:
+        out.mkdir()
+    assert _run_app(["clap", str(study), "--out", str(out), "--until", "corpus"]) == 1
+    said = capsys.readouterr().err
+    assert "Is there a network" in said
+    assert "--corpus FILE" in said
+    assert "Traceback" not in said
+    assert not there or not list(out.iterdir())
+    assert out.exists() is there
+    file = str(tmp_path / "abstracts.csv")
+    assert _run_app(["clap", str(study), "--out", str(out), "--until", "corpus", "--corpus", file]) == 0
+    assert (out / "corpus" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("limit", [None, 20])

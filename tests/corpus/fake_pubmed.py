@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from email.utils import formatdate
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
@@ -114,7 +118,7 @@ def serve(pubmed: FakePubmed) -> Iterator[FakePubmed]:
                 if tool == "efetch" and _killed(pubmed):
                     self.close_connection = True
                     return
-                if fault in ("429", "500", "400 key", "503 later"):
+                if fault in ("429", "500", "400 key", "503 later", "503 date"):
                     self._refuse(fault)
                     return
                 body = "" if fault else (pubmed.search if tool == "esearch" else pubmed.fetch)(fields)
@@ -123,8 +127,9 @@ def serve(pubmed: FakePubmed) -> Iterator[FakePubmed]:
         def _refuse(self, fault: str) -> None:
             said = b'{"error":"API key invalid","api-key":"x"}' if "key" in fault else b"no"
             self.send_response(int(fault[:3]))
-            if fault in ("429", "503 later"):
-                self.send_header("Retry-After", "7" if fault == "429" else "3600")
+            later = {"429": "7", "503 later": "3600", "503 date": formatdate(time.time() + 90, usegmt=True)}
+            if fault in later:
+                self.send_header("Retry-After", later[fault])
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
@@ -140,11 +145,31 @@ def serve(pubmed: FakePubmed) -> Iterator[FakePubmed]:
                 body = b"<eSearchResult><ERROR>Search Backend failed</ERROR></eSearchResult>"
             elif fault == "cut body":
                 body = b"<PubmedArticleSet>"
+            elif fault in ("reset", "part and silence"):
+                body = article_set(article_xml("1"), article_xml("2")).encode()
+            self.close_connection = True
+            if fault == "silence":
+                self._wait_until_nobody_listens()
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(body) + (100 if fault == "cut body" else 0)))
             self.end_headers()
-            self.wfile.write(body)
-            self.close_connection = True
+            self.wfile.write(body[:-100] if fault in ("reset", "part and silence") else body)
+            if fault == "reset":
+                self._reset()
+            elif fault == "part and silence":
+                self._wait_until_nobody_listens()
+
+        def _wait_until_nobody_listens(self) -> None:
+            self.connection.settimeout(30)
+            with suppress(OSError):
+                self.connection.recv(1)
+
+        def _reset(self) -> None:
+            # closed without lingering: the other side gets a reset in place of an end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.connection.close()
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,6 +125,60 @@ def test_a_key_that_only_later_lines_have_is_not_lost(tmp_path: Path) -> None:
     table = read_files([path], tmp_path / "out").table
     assert table["Keywords"].tolist() == ["", "EEG; fits", ""]
     assert table["Year"].tolist()[1] == 2000
+
+
+@pytest.mark.parametrize(
+    ("cell", "keywords"),
+    [
+        ("EEG; fits|sleep", "EEG; fits; sleep"),
+        ("['EEG', 'West\\'s syndrome']", "EEG; West's syndrome"),  # as pandas writes a list into a CSV file
+        ("['EEG' 'fits']", "EEG; fits"),  # as numpy does
+        ('["EEG", "caf\\u00e9 [1]"]', "EEG; café [1]"),  # as JSON does
+        (json.dumps(["𝛼-synuclein", None, "N/A"]).replace("/", "\\/"), "𝛼-synuclein; N/A"),
+        ("['EEG', None, nan]", "EEG"),
+        ("[]", ""),
+        ("[EEG] in sleep", "[EEG] in sleep"),
+    ],
+)
+def test_a_list_in_one_cell_is_taken_apart(tmp_path: Path, cell: str, keywords: str) -> None:
+    rows = [{"Abstract": "An abstract.", "Keywords": cell, "PublicationType": "['Journal Article', 'Review']",
+             "Language": "['eng']"}]  # fmt: skip
+    corpus = read_files([write(tmp_path, "csv", rows)], tmp_path / "out")
+    assert corpus.table["Keywords"].tolist() == [keywords]
+
+
+@pytest.mark.parametrize(
+    "types", ["Journal Article, Retracted Publication", "['Journal Article', 'Retraction Notice']"]
+)
+def test_a_retracted_article_of_a_table_is_dropped_and_counted(tmp_path: Path, types: str) -> None:
+    rows = [
+        {"Abstract": "Kept.", "PublicationType": "Journal Article"},
+        {"Abstract": "Gone.", "PublicationType": types},
+    ]
+    corpus = read_files([write(tmp_path, "csv", rows)], tmp_path / "out")
+    assert corpus.table["Abstract"].tolist() == ["Kept."]
+    assert corpus.manifest["counts"]["dropped"]["retracted"] == 1
+
+
+def test_bytes_are_text_and_objects_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"Abstract": pa.array(["Épilepsie.".encode()], pa.binary())}), path)
+    assert read_files([path], tmp_path / "out").table["Abstract"].tolist() == ["Épilepsie."]
+    pq.write_table(pa.table({"Abstract": pa.array([b"x", b"\xff\xfe"], pa.binary())}), path)
+    with pytest.raises(InputError, match=r"x\.parquet: row 2: Abstract: a cell holds bytes that are no text in UTF-8"):
+        read_files([path], tmp_path / "other")
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"Abstract": "one"}\n{"Abstract": {"AbstractText": "two"}}\n')
+    with pytest.raises(
+        InputError, match=r"x\.jsonl: line 2: Abstract: a cell holds an object with the keys 'AbstractText'"
+    ):
+        read_files([lines], tmp_path / "other")
+    lines.write_text('{"Abstract": "one", "Journal": {"name": "J"}}\n')
+    with pytest.raises(InputError, match="or leave it out with --columns Journal="):
+        read_files([lines], tmp_path / "other")
+    table = read_files([lines], tmp_path / "third", columns={"Journal": ""}).table
+    assert table[["Abstract", "Journal"]].to_numpy().tolist() == [["one", ""]]
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def test_a_title_only_in_its_own_language() -> None:
     [
         ("Retracted Publication", "x", True), ("Retraction of Publication", "x", True),
         ("Retraction Notice", "x", True),
-        ("Journal Article", "RETRACTED: x", False), ("", "RETRACTED: x", True), ("", "RETRACTED ARTICLE: x", True),
+        ("journal-article", "RETRACTED: x", True), ("", "RETRACTED: x", True), ("", "RETRACTED ARTICLE: x", True),
+        ("Journal Article, Retracted Publication", "x", True), ("Journal Article", "x", False),
         ("", "Retracted tongues in seizures", False), ("", "RETRACTION times of muscles", False),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from engramscope.corpus import Corpus, fetch_pubmed
+from engramscope.corpus import Corpus, fetch_pubmed, read_files
 from engramscope.corpus.eutils import Eutils, RefusedError, RetrievalError, checked_endpoint
 from engramscope.errors import InputError, ResultsError
 
@@ -226,6 +227,35 @@ def test_resume_wants_the_same_search(pubmed: FakePubmed, tmp_path: Path) -> Non
     (tmp_path / "c" / "retrieved" / "plan.json").write_text('{"schema": 9}')
     with pytest.raises(ResultsError, match="is no plan of a retrieval"):
         fetch(pubmed, tmp_path / "c", resume=True)
+
+
+def _held(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resume_touches_nothing_but_a_retrieval(pubmed: FakePubmed, tmp_path: Path) -> None:
+    other = tmp_path / "corpus"
+    (tmp_path / "a.csv").write_text("Abstract\nOne of my own.\n")
+    read_files([tmp_path / "a.csv"], other)
+    before = _held(other)
+    with pytest.raises(ResultsError, match=r"holds no retrieval that could go on: retrieved/plan\.json is missing"):
+        fetch(pubmed, other, resume=True)
+    with pytest.raises(ResultsError, match=r"is not empty; give a new folder\.$"):
+        fetch(pubmed, other)
+    assert _held(other) == before
+    made = tmp_path / "made"
+    fetch(pubmed, made)
+    shutil.rmtree(made / "retrieved")
+    before = _held(made)
+    with pytest.raises(ResultsError, match="holds no retrieval that could go on"):
+        fetch(pubmed, made, resume=True)
+    assert _held(made) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_kill_before_the_plan_leaves_nothing_in_the_way(pubmed: FakePubmed, tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "c" / "retrieved").mkdir(parents=True)
+    assert pmids(fetch(pubmed, tmp_path / "c", resume=resume)) == pubmed.pmids
 
 
 def test_a_damaged_batch_is_fetched_again_and_only_that(pubmed: FakePubmed, tmp_path: Path) -> None:

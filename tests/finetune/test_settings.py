@@ -22,6 +22,12 @@ def test_presets_resolve_to_the_values_of_the_paper(name: str, values: dict[str,
     assert found["preset"] == name
 
 
+@pytest.mark.parametrize("text", ["preset=clap-2", "preset = nonsense"])
+def test_a_preset_is_no_single_setting(text: str) -> None:
+    with pytest.raises(InputError, match="choose it with --preset"):
+        resolve_settings("clap-1", [text])
+
+
 def test_a_preset_is_a_file() -> None:
     assert preset_names() == ("clap-1", "clap-2")
 

@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from engramscope import load_model
 from engramscope.errors import CheckError, InputError
-from engramscope.finetune import resolve_settings, run, run_finetune, training
+from engramscope.finetune import run, training
 from engramscope.finetune import tuner as tuning
 from engramscope.finetune.chunks import Padding
 from engramscope.finetune.history import History, best_row, epochs_since_best, overfitting_epoch
@@ -33,21 +32,8 @@ from engramscope.finetune.supervise import command, environment
 from engramscope.finetune.training import Listener, _fit, make_tuner, train, training_arguments
 from engramscope.finetune.tuner import Tuner
 from engramscope.finetune.weights import load_trained, write_model, write_random_base
-from tests.finetune.small import corpus_table, in_this_process
+from tests.finetune.small import go_on, in_this_process, naive_loss, prepared, same_runs, stop_at
 from tests.tiny_study import save_model
-
-FAST = ["epochs=3", "warmup_steps=2", "train_batch=4", "accumulation=2", "learning_rate=1e-3", "save_minutes=0",
-        "keep_checkpoints=true"]  # fmt: skip
-#: columns that a clock does not write
-COUNTED = ["epoch", "step", "train_loss", "validation_loss", "gradient_norm_mean", "gradient_norm_max", "learning_rate",
-           "tokens", "skipped_steps"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dropping(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model with dropout, so that a generator that is not put back would be seen."""
-    over = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-    return str(save_model(tmp_path_factory.mktemp("models") / "dropping", "gpt2", **over))
 
 
 @pytest.fixture(autouse=True)
@@ -55,48 +41,16 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_worker", in_this_process)
 
 
-def _prepared(model: str, folder: Path, *sets: str, count: int = 60, **given: Any) -> Layout:
-    settings = resolve_settings("", [*FAST, *sets], **given)
-    run_finetune(settings, corpus_table(count), model, folder, prepare_only=True)
-    return Layout(folder)
-
-
-def _go_on(model: str, folder: Path, *sets: str, count: int = 60, **given: Any) -> Any:
-    settings = resolve_settings("", [*FAST, *sets], **given)
-    return run_finetune(settings, corpus_table(count), model, folder, resume=folder.exists())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(dropping: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "run_worker", in_this_process)
-        return _go_on(dropping, folder)
-
-
-def _naive_loss(folder: str | Path, chunks: list[np.ndarray]) -> tuple[float, float]:
-    """Mean over tokens, one chunk at a time and one token at a time; and the mean of batch means of two."""
-    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
-    each: list[list[float]] = []
-    for chunk in chunks:
-        with torch.no_grad():
-            probabilities = hf(torch.tensor([chunk.tolist()])).logits[0].double().log_softmax(-1)
-        each.append([-probabilities[at, token].item() for at, token in enumerate(chunk[1:].tolist())])
-    flat = [value for row in each for value in row]
-    pairs = [each[at] + (each[at + 1] if at + 1 < len(each) else []) for at in range(0, len(each), 2)]
-    return float(np.mean(flat)), float(np.mean([np.mean(row) for row in pairs]))
-
-
 def test_the_validation_loss_is_a_mean_over_tokens(dropping: str, undisturbed: Any, tmp_path: Path) -> None:
-    layout = _prepared(dropping, tmp_path / "run")
+    layout = prepared(dropping, tmp_path / "run")
     validation = read_chunks(layout.chunks)[1]
     assert len({len(chunk) for chunk in validation}) > 3
     history = undisturbed.history()
-    before, of_batches = _naive_loss(dropping, validation)
+    before, of_batches = naive_loss(dropping, validation)
     assert history["validation_loss"][0] == pytest.approx(before, rel=1e-5)
     assert abs(of_batches - before) > 1e-4, "this corpus could not tell the two means apart"
     # what is in the folder is the best epoch, and gives its loss
-    after, _ = _naive_loss(undisturbed.folder, validation)
+    after, _ = naive_loss(undisturbed.folder, validation)
     manifest = undisturbed.manifest()
     assert manifest["validation_loss"]["after"] == pytest.approx(after, rel=1e-5)
     assert manifest["perplexity"]["after"] == pytest.approx(math.exp(after), rel=1e-5)
@@ -108,11 +62,11 @@ def test_the_weights_in_the_folder_are_checked_on_a_spread_of_held_out_chunks(
     dropping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "CHECKED", 5)
-    layout = _prepared(dropping, tmp_path / "run")
+    layout = prepared(dropping, tmp_path / "run")
     validation = read_chunks(layout.chunks)[1]
     assert len(validation) == 12
-    result = _go_on(dropping, layout.root)
-    wanted, _ = _naive_loss(result.folder, [validation[place] for place in (0, 3, 6, 8, 11)])
+    result = go_on(dropping, layout.root)
+    wanted, _ = naive_loss(result.folder, [validation[place] for place in (0, 3, 6, 8, 11)])
     checked = result.manifest()["validation_loss"]["checked"]
     assert checked["chunks"] == 5
     assert checked["in_training"] == pytest.approx(wanted, rel=1e-5)
@@ -130,7 +84,7 @@ def test_weights_that_do_not_give_the_loss_of_the_history_are_refused(
 
     monkeypatch.setattr(training, "load_trained", other)
     with pytest.raises(CheckError, match=r"12 held-out chunks a loss of .*not to be trusted"):
-        _go_on(dropping, tmp_path / "run")
+        go_on(dropping, tmp_path / "run")
 
 
 @pytest.mark.parametrize("factor", [1.1, math.nan])
@@ -146,7 +100,7 @@ def test_a_folder_that_was_written_wrongly_is_refused(
 
     monkeypatch.setattr(training, "write_model", spoilt)
     with pytest.raises(CheckError, match="not to be trusted"):
-        _go_on(dropping, tmp_path / "run")
+        go_on(dropping, tmp_path / "run")
 
 
 def test_one_step_is_the_gradient_of_the_mean_over_all_its_tokens(tmp_path: Path) -> None:
@@ -155,8 +109,8 @@ def test_one_step_is_the_gradient_of_the_mean_over_all_its_tokens(tmp_path: Path
     gpt2 = save_model(tmp_path / "model", "gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     sets = ["epochs=1", "warmup_steps=0", "train_batch=13", "accumulation=4", f"learning_rate={rate}",
             "weight_decay=0.1", "patience=0"]  # fmt: skip
-    result = _go_on(str(gpt2), tmp_path / "run", *sets)
-    layout = _prepared(str(gpt2), tmp_path / "same", *sets)
+    result = go_on(str(gpt2), tmp_path / "run", *sets)
+    layout = prepared(str(gpt2), tmp_path / "same", *sets)
     training = read_chunks(layout.chunks)[0]
     assert 39 < len(training) <= 52
     hf = AutoModelForCausalLM.from_pretrained(gpt2).train()
@@ -196,18 +150,18 @@ def test_every_epoch_has_an_order_of_its_own_also_where_it_goes_on(
         return iter(found)
 
     monkeypatch.setattr(StepOrder, "__iter__", noted)
-    layout = _prepared(dropping, tmp_path / "run")
+    layout = prepared(dropping, tmp_path / "run")
     steps = json.loads(layout.manifest.read_text())["steps"]["per_epoch"]
-    _stop_after(layout, steps + 2, lambda: _go_on(dropping, layout.root), monkeypatch)
+    stop_at(layout, steps + 2, lambda: go_on(dropping, layout.root), monkeypatch)
     assert sorted(orders) == [0, 1]
-    _go_on(dropping, layout.root)
+    go_on(dropping, layout.root)
     assert sorted(orders) == list(range(len(orders)))
     assert len(orders) > 2
     assert len({tuple(order) for order in orders.values()}) == len(orders)
 
 
 def test_only_the_named_module_moves(gpt2: Path, tmp_path: Path) -> None:
-    result = _go_on(str(gpt2), tmp_path / "run", "epochs=1", only=["transformer.h.1.mlp"])
+    result = go_on(str(gpt2), tmp_path / "run", "epochs=1", only=["transformer.h.1.mlp"])
     before = AutoModelForCausalLM.from_pretrained(gpt2).state_dict()
     after = AutoModelForCausalLM.from_pretrained(result.folder).state_dict()
     assert before.keys() == after.keys()
@@ -219,9 +173,9 @@ def test_only_the_named_module_moves(gpt2: Path, tmp_path: Path) -> None:
 
 def test_a_module_that_is_not_there_is_named_and_a_tied_one_is_said(gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such module with parameters; did you mean 'transformer.h.1.mlp'\?"):
-        _go_on(str(gpt2), tmp_path / "wrong", only=["transformer.h.1.mpl"])
+        go_on(str(gpt2), tmp_path / "wrong", only=["transformer.h.1.mpl"])
     assert not (tmp_path / "wrong" / "training.json").exists()  # the folder is free for the right name
-    result = _go_on(str(gpt2), tmp_path / "tied", "epochs=1", only=["lm_head"])
+    result = go_on(str(gpt2), tmp_path / "tied", "epochs=1", only=["lm_head"])
     assert any("shares its weights with transformer.wte.weight" in note for note in result.manifest()["notes"])
 
 
@@ -235,8 +189,8 @@ def test_a_merged_adapter_gives_what_the_adapter_gives(gpt2: Path, tmp_path: Pat
     from peft import PeftModel
 
     sets = ["epochs=2", "lora.targets=c_proj", "lora.rank=3", "learning_rate=1e-2"]
-    merged = _go_on(str(gpt2), tmp_path / "merged", *sets, lora={})
-    apart = _go_on(str(gpt2), tmp_path / "apart", *sets, lora={}, merge=False)
+    merged = go_on(str(gpt2), tmp_path / "merged", *sets, lora={})
+    apart = go_on(str(gpt2), tmp_path / "apart", *sets, lora={}, merge=False)
     base = AutoModelForCausalLM.from_pretrained(gpt2)
     one = AutoModelForCausalLM.from_pretrained(merged.folder)
     before, after = base.state_dict(), one.state_dict()
@@ -257,7 +211,7 @@ def test_random_weights_need_no_weights_and_come_from_the_seed(gpt2: Path, tmp_p
         if path.suffix == ".json":
             shutil.copy(path, folder)
     found = [
-        _go_on(str(folder), tmp_path / f"run{number}", "epochs=1", f"seed={seed}", random_weights=True)
+        go_on(str(folder), tmp_path / f"run{number}", "epochs=1", f"seed={seed}", random_weights=True)
         for number, seed in enumerate((1, 1, 2))
     ]
     hashes = [one.manifest()["model"]["base"]["weights"] for one in found]
@@ -275,7 +229,7 @@ class Scripted(Tuner):
 
     curve: tuple[float, ...] = ()
 
-    def validation_loss(self) -> float:
+    def validation_loss(self, asked: Any = None) -> float:
         done = round(self.state.epoch or 0)
         return self.curve[done]
 
@@ -294,7 +248,7 @@ def test_early_stopping_and_the_best_checkpoint_on_scripted_curves(
     gpt2: Path, tmp_path: Path, curve: tuple[float, ...], patience: int, epochs: int, best: int, turns: int | None
 ) -> None:
     limit = len(curve) - 1
-    layout = _prepared(str(gpt2), tmp_path / "run", f"epochs={limit}", f"patience={patience}", count=20)
+    layout = prepared(str(gpt2), tmp_path / "run", f"epochs={limit}", f"patience={patience}", count=20)
     weights: dict[int, torch.Tensor] = {}
     rows = _scripted(layout, curve, weights)
     assert [row["epoch"] for row in rows] == list(range(epochs + 1))
@@ -338,13 +292,13 @@ def _scripted(
 def test_a_validation_loss_that_is_no_number_ends_it(
     gpt2: Path, tmp_path: Path, curve: tuple[float, ...], words: str
 ) -> None:
-    layout = _prepared(str(gpt2), tmp_path / "run", "epochs=1", count=20)
+    layout = prepared(str(gpt2), tmp_path / "run", "epochs=1", count=20)
     with pytest.raises(InputError, match=words):
         _scripted(layout, curve, {})
 
 
 def test_another_number_of_processes_than_prepared_for_is_refused(gpt2: Path, tmp_path: Path) -> None:
-    layout = _prepared(str(gpt2), tmp_path / "run", processes=2, device="cpu", count=20)
+    layout = prepared(str(gpt2), tmp_path / "run", processes=2, device="cpu", count=20)
     with pytest.raises(InputError, match=r"prepared for --processes 2, but 1 are running"):
         train(layout, Listener(lambda *_: None, lambda _: None, lambda _: None))
 
@@ -363,11 +317,11 @@ def test_the_keeper_says_which_epoch_it_is_where_nobody_else_can() -> None:
 def test_experts_are_trained_gone_on_with_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their names in a file are not those of the modules, which hold all experts of a layer as one tensor."""
     model = str(save_model(tmp_path / "model", "mixtral"))
-    whole = _go_on(model, tmp_path / "whole", "epochs=2", count=30)
-    layout = _prepared(model, tmp_path / "run", "epochs=2", count=30)
-    _stop_after(layout, 2, lambda: _go_on(model, layout.root, "epochs=2", count=30), monkeypatch)
-    again = _go_on(model, layout.root, "epochs=2", count=30)
-    _same_runs(again, whole)
+    whole = go_on(model, tmp_path / "whole", "epochs=2", count=30)
+    layout = prepared(model, tmp_path / "run", "epochs=2", count=30)
+    stop_at(layout, 2, lambda: go_on(model, layout.root, "epochs=2", count=30), monkeypatch)
+    again = go_on(model, layout.root, "epochs=2", count=30)
+    same_runs(again, whole)
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(again.folder).state_dict()
     experts = [name for name in before if "experts" in name]
@@ -376,10 +330,10 @@ def test_experts_are_trained_gone_on_with_and_written(tmp_path: Path, monkeypatc
 
 
 def test_validation_of_a_training_in_half_precision_is_in_full_precision(dropping: str, tmp_path: Path) -> None:
-    result = _go_on(dropping, tmp_path / "run", "precision=bf16")
-    validation = read_chunks(_prepared(dropping, tmp_path / "same").chunks)[1]
+    result = go_on(dropping, tmp_path / "run", "precision=bf16")
+    validation = read_chunks(prepared(dropping, tmp_path / "same").chunks)[1]
     assert result.manifest()["precision"]["used"] == "bf16"
-    loss, _ = _naive_loss(result.folder, validation)
+    loss, _ = naive_loss(result.folder, validation)
     assert result.manifest()["validation_loss"]["after"] == pytest.approx(loss, rel=1e-5)
     assert AutoModelForCausalLM.from_pretrained(result.folder).config.use_cache
 
@@ -389,15 +343,6 @@ def test_epochs_since_the_best() -> None:
     assert [epochs_since_best(rows[:count]) for count in range(1, 6)] == [0, 0, 0, 1, 2]
     assert best_row(rows[:1]) is None
     assert overfitting_epoch(rows[:1]) is None
-
-
-def _same_runs(found: Any, undisturbed: Any) -> None:
-    one, two = (load_file(run.folder / "model.safetensors") for run in (found, undisturbed))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=0, atol=1e-6, msg=name)
-    left, right = (run.history()[COUNTED].to_numpy(dtype=float) for run in (found, undisturbed))
-    np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-9)
 
 
 def _kill_when(layout: Layout, enough: Any) -> None:
@@ -418,7 +363,7 @@ def test_a_kill_within_an_epoch_and_one_at_its_end_change_nothing(
 ) -> None:
     """Killed first in the middle of the second epoch, then when the third one's checkpoint is being written."""
     folder = tmp_path / "run"
-    layout = _prepared(dropping, folder, "save_steps=1")
+    layout = prepared(dropping, folder, "save_steps=1")
     steps = json.loads((folder / "training.json").read_text())["steps"]["per_epoch"]
     assert steps >= 4
     _kill_when(layout, lambda: (layout.checkpoints / f"checkpoint-{steps + 2}" / COMPLETE).exists())
@@ -427,39 +372,39 @@ def test_a_kill_within_an_epoch_and_one_at_its_end_change_nothing(
     layout.result.unlink(missing_ok=True)
     _kill_when(layout, lambda: (layout.checkpoints / f"checkpoint-{2 * steps}").exists())
     assert not layout.result.exists()
-    result = _go_on(dropping, folder)
+    result = go_on(dropping, folder)
     assert len(result.manifest()["resumed"]) == 1
-    _same_runs(result, undisturbed)
-
-
-def _stop_after(layout: Layout, step: int, go: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until a step, and ask for an end there."""
-    plain = Keeper.on_step_end
-
-    def stop_there(self: Keeper, args: Any, state: Any, control: Any, **other: Any) -> None:
-        if state.global_step == step:
-            layout.stop.touch()
-        plain(self, args, state, control, **other)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_step_end", stop_there)
-        with pytest.raises(KeyboardInterrupt):
-            go()
+    same_runs(result, undisturbed)
 
 
 @pytest.mark.parametrize("stop_after", [3, 5])
 def test_a_stop_on_request_saves_and_goes_on(
     dropping: str, undisturbed: Any, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = _prepared(dropping, tmp_path / "run")
-    _stop_after(layout, stop_after, lambda: _go_on(dropping, layout.root), monkeypatch)
+    layout = prepared(dropping, tmp_path / "run")
+    stop_at(layout, stop_after, lambda: go_on(dropping, layout.root), monkeypatch)
     assert complete_checkpoints(layout.checkpoints)[-1][0] == stop_after
-    result = _go_on(dropping, layout.root)
-    _same_runs(result, undisturbed)
+    result = go_on(dropping, layout.root)
+    same_runs(result, undisturbed)
+
+
+def test_a_stop_before_training_is_at_once_and_loses_nothing(dropping: str, undisturbed: Any, tmp_path: Path) -> None:
+    layout, told = prepared(dropping, tmp_path / "run"), []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        layout.stop.touch()
+
+    assert train(layout, Listener(stop, lambda row: None, lambda text: None)) is False
+    ((what, done, total),) = told
+    assert what == "validation"
+    assert done < total
+    assert not complete_checkpoints(layout.checkpoints)
+    same_runs(go_on(dropping, layout.root), undisturbed)
 
 
 def test_a_half_written_checkpoint_is_not_gone_on_from(dropping: str, undisturbed: Any, tmp_path: Path) -> None:
-    layout = _prepared(dropping, tmp_path / "run")
+    layout = prepared(dropping, tmp_path / "run")
     (layout.checkpoints / "checkpoint-7").mkdir(parents=True)
     (layout.checkpoints / "checkpoint-7" / "model.safetensors").write_bytes(b"half")
-    _same_runs(_go_on(dropping, layout.root), undisturbed)
+    same_runs(go_on(dropping, layout.root), undisturbed)

@@ -12,7 +12,7 @@ from engramscope.corpus import Corpus
 from engramscope.corpus.table import read_corpus
 from engramscope.finetune import FinetuneResult
 from engramscope.models import load_tokenizer
-from engramscope.pairs import PairSet, read_pairs
+from engramscope.pairs import Pair, PairSet, read_pairs
 from engramscope.questions import propose
 from engramscope.questions import write as write_questions
 
@@ -30,7 +30,7 @@ def ask(call: Call, corpus: Corpus, tuned: FinetuneResult) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     seen = learned(read_corpus(corpus.folder), pd.read_parquet(tuned.folder / "split.parquet"),
                    titles=tuned.manifest()["settings"]["text"] != "abstract")  # fmt: skip
-    tokenizer, said = load_tokenizer(str(tuned.folder)), {}
+    tokenizer, said, facts = load_tokenizer(str(tuned.folder)), {}, {}
     for form, given in (("prompts", study.questions.prompts), ("answers", study.questions.answers)):
         file = folder / f"{form}.jsonl"
         if not file.exists() and given:
@@ -43,7 +43,10 @@ def ask(call: Call, corpus: Corpus, tuned: FinetuneResult) -> dict[str, Any]:
             )  # fmt: skip
             # a review table without its questions is what a killed run has left
             write_questions(proposal, file, force=True)
-        said[form] = _counted(read_pairs(file), len(seen))
+        pairs = read_pairs(file)
+        said[form], facts[form] = _counted(pairs, len(seen)), [_fact(pair) for pair in pairs]
+    # what makes a good prompt and a good whole answer differs, and so do the facts that are asked for
+    said["answers"]["facts_in_prompts"] = sum(fact in set(facts["prompts"]) for fact in facts["answers"])
     return said
 
 
@@ -57,6 +60,13 @@ def learned(table: pd.DataFrame, split: pd.DataFrame, *, titles: bool) -> pd.Dat
     """
     seen = table.iloc[split.loc[split["side"] == "train", "row"].to_numpy()]
     return seen if titles else seen.assign(Title="")
+
+
+def _fact(pair: Pair) -> tuple[str, str]:
+    """Subject and answer, by which the same fact is known in both forms."""
+    start, end = pair.spans.get("subject", (0, len(pair.clean)))
+    answer = pair.labels.get("answer", pair.correct[0] if pair.correct else "")
+    return pair.clean[start:end].casefold(), answer.strip().casefold()
 
 
 def _counted(pairs: PairSet, abstracts: int) -> dict[str, Any]:

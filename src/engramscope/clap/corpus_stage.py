@@ -10,7 +10,7 @@ from typing import Any
 from engramscope.clap.call import Call, relative
 from engramscope.corpus import Corpus, fetch_pubmed, read_files
 from engramscope.corpus.build import MANIFEST
-from engramscope.corpus.eutils import NCBI
+from engramscope.corpus.eutils import NCBI, RetrievalError
 from engramscope.corpus.keywords import analyse, checked_terms
 from engramscope.corpus.table import TABLE
 from engramscope.errors import InputError
@@ -38,10 +38,14 @@ def corpus_of(call: Call) -> Corpus:
         # what a killed run has left there; from a file all of it is made again
         shutil.rmtree(folder, ignore_errors=True)
         return read_files([call.path(wanted.file)], folder, terms=wanted.terms, progress=call.progress)
-    return fetch_pubmed(
-        wanted.query, folder, most=wanted.most, terms=wanted.terms, resume=folder.exists(), progress=call.progress,
-        api_key=os.environ.get("NCBI_API_KEY", ""), email=wanted.email, endpoint=wanted.endpoint or NCBI,
-    )  # fmt: skip
+    try:
+        return fetch_pubmed(
+            wanted.query, folder, most=wanted.most, terms=wanted.terms, resume=folder.exists(), progress=call.progress,
+            api_key=os.environ.get("NCBI_API_KEY", ""), email=wanted.email, endpoint=wanted.endpoint or NCBI,
+        )  # fmt: skip
+    except RetrievalError as error:
+        hint = "Abstracts can also come from a file: --corpus FILE, or corpus.file in the study, with a new --out."
+        raise RetrievalError(f"{error} {hint}") from None
 
 
 def said_of(call: Call, corpus: Corpus) -> dict[str, Any]:

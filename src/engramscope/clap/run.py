@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -21,7 +22,7 @@ from engramscope.clap.tables import clap_tables
 from engramscope.clap.words import sentences
 from engramscope.corpus import Corpus
 from engramscope.corpus.table import TABLE
-from engramscope.errors import CheckError, InputError, ResultsError
+from engramscope.errors import CheckError, EngramscopeError, InputError, ResultsError
 from engramscope.finetune import FinetuneResult, Settings, resolve_settings, run_finetune
 from engramscope.finetune.weights import write_random_base
 from engramscope.models import Model, load_config, load_model
@@ -30,7 +31,7 @@ from engramscope.provenance import versions
 from engramscope.report.load import load
 from engramscope.report.sentences import answer
 from engramscope.results.atomic import disk_sentence, write_json, write_text
-from engramscope.results.folders import refuse_occupied
+from engramscope.results.folders import is_empty, is_scrap, refuse_occupied
 from engramscope.results.store import differences
 from engramscope.study import StudyResult, run_study
 from engramscope.study_file import study_toml
@@ -100,18 +101,23 @@ def run_clap(
     _refuse_early(study, here)
     begun = {"schema": 1, "status": "running", "study": study.identity(), "files": _hashes(study, here),
              "quick": quick}  # fmt: skip
-    before = _earlier(folder, begun, resume)
+    before, made = _earlier(folder, begun, resume), not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     call = Call(study, folder, here, progress, say or (lambda text: None))
     # what an earlier run has found stays until there is something newer
     found: dict[str, Any] = {**before, **begun, "status": before.get("status", "running"), "versions": versions()}
     write_json(folder / RESULT, found)
     stages = STAGES[: STAGES.index(until) + 1]
-    corpus = corpus_of(call)
+    try:
+        corpus = corpus_of(call)
+    except EngramscopeError:
+        if not before:
+            _leave_nothing(folder, made)
+        raise
     found["corpus"] = said_of(call, corpus)
     tuned = _finetune(call, corpus) if "finetune" in stages else {}
     if tuned:
-        best = min(tuned, key=lambda name: _loss(tuned[name]))
+        best = best_of(tuned)
         found |= {"finetune": {name: one.manifest() for name, one in tuned.items()}, "best": best}
         if "questions" in stages:
             found["questions"] = ask(call, corpus, tuned[best])
@@ -188,6 +194,15 @@ def _earlier(folder: Path, now: Mapping[str, Any], resume: bool) -> dict[str, An
     return before
 
 
+def _leave_nothing(folder: Path, made: bool) -> None:
+    """Where there is no corpus nor a part of one, another study may be begun in the folder."""
+    file = folder / RESULT
+    if all(path == file or is_scrap(path.name) or (path.is_dir() and is_empty(path)) for path in folder.iterdir()):
+        file.unlink(missing_ok=True)
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _hashes(study: ClapStudy, here: Path) -> dict[str, str]:
     """SHA-256 of the files that the study takes in."""
     found = {}
@@ -255,9 +270,9 @@ def _base(call: Call, tuned: FinetuneResult) -> Model:
     return base
 
 
-def _loss(result: FinetuneResult) -> float:
-    manifest = result.manifest()
-    return next(row["validation_loss"] for row in manifest["history"] if row["epoch"] == manifest["best_epoch"])
+def best_of(tuned: Mapping[str, FinetuneResult]) -> str:
+    """The preset whose model has the lowest held-out loss, in its best epoch; the first of several."""
+    return min(tuned, key=lambda name: tuned[name].manifest()["validation_loss"]["after"])
 
 
 def _studies(call: Call, tuned: FinetuneResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from engramscope.pairs import PairSet
 #: study -> what it asks; the order of the page
 STUDIES: Mapping[str, str] = {
     "as-published": "CLAP's own set-up: question and correct answer against question and wrong answer",
-    "token-replacement": "The same questions by best practice: another subject of as many tokens in the prompt",
+    "token-replacement": "Questions of the same kinds by best practice: another subject of as many tokens",
     "what-training-moved": "The trained model against the model before training: weights and activations exchanged",
 }
 #: CLAP's three tables -> (name of the sweep, kind of question that the table is about)

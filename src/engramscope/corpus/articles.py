@@ -49,10 +49,9 @@ class Article:
 
     @property
     def retracted(self) -> bool:
-        """By publication type; where the source has no types, by a title that begins with "RETRACTED:"."""
-        if self.types:
-            return any(name.strip().casefold() in RETRACTED_TYPES for name in self.types)
-        return _RETRACTED_TITLE.match(self.title) is not None
+        """By publication type, also one among others in a cell; or by a title that begins with "RETRACTED:"."""
+        types = " ; ".join(self.types).casefold()
+        return any(name in types for name in RETRACTED_TYPES) or _RETRACTED_TITLE.match(self.title) is not None
 
     @property
     def english(self) -> bool | None:

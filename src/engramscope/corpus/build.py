@@ -22,14 +22,14 @@ from engramscope.corpus.figures import FOLDER as FIGURES
 from engramscope.corpus.figures import MAKERS, write_figures
 from engramscope.corpus.keywords import Analysis, analyse, checked_terms, terms_of_query
 from engramscope.corpus.page import PAGE, write_page
-from engramscope.corpus.retrieval import FOLDER, Progress, Retrieval, retrieve
+from engramscope.corpus.retrieval import FOLDER, PLAN, Progress, Retrieval, retrieve
 from engramscope.corpus.search import MOST_PER_SEARCH
 from engramscope.corpus.sources import Source, open_source
 from engramscope.corpus.table import TABLE, read_corpus
 from engramscope.corpus.write import CSV, write_rows
-from engramscope.errors import InputError
+from engramscope.errors import InputError, ResultsError
 from engramscope.results.atomic import disk_sentence, remove_temporary_files, write_json, write_text
-from engramscope.results.folders import refuse_occupied
+from engramscope.results.folders import is_empty, refuse_occupied
 from engramscope.results.lock import FolderLock
 from engramscope.results.numbers import whole
 
@@ -140,7 +140,7 @@ def fetch_pubmed(
         raise InputError(faults)
     wanted = terms_of_query(query) if terms is None else checked_terms(terms)
     server = client or Eutils(endpoint, api_key=api_key, email=email)
-    refuse_occupied(folder, resume)
+    _refuse_other(folder, resume)
     settings = {"terms": list(wanted), "keep_retracted": keep_retracted, "keep_languages": keep_languages}
     with _held(folder):
         got = retrieve(
@@ -148,6 +148,22 @@ def fetch_pubmed(
             progress=progress,
         )  # fmt: skip
         return _make(folder, open_source(got.files), _retrieval_facts(got), settings, progress)
+
+
+def _refuse_other(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds anything but a retrieval that is to go on.
+
+    Raises:
+        ResultsError: says what is there, and what to do.
+    """
+    if (folder / FOLDER / PLAN).is_file():
+        refuse_occupied(folder, resume)
+    elif not (folder.is_dir() and is_empty(folder)):
+        if resume and folder.is_dir():
+            raise ResultsError(
+                f"{folder} holds no retrieval that could go on: {FOLDER}/{PLAN} is missing. Give a new folder."
+            )
+        refuse_occupied(folder)
 
 
 def _make(

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -107,7 +108,7 @@ class Eutils:
         Raises:
             RetrievalError: not after all tries, or the server asks to wait for more than five minutes.
             RefusedError: any other 4xx.
-        InputError: the server refuses the API key.
+            InputError: the server refuses the API key.
         """
         for attempt in range(1, TRIES + 1):
             try:
@@ -147,9 +148,12 @@ class Eutils:
         except http.client.HTTPException as error:
             raise _Transient(f"the answer broke off or is no HTTP ({type(error).__name__})") from None
         except OSError as error:  # no such host, refused, reset, timed out, a bad certificate
+            # urllib wraps what goes wrong until the request is sent, and nothing after that
+            reached = not isinstance(error, urllib.error.URLError)
             reason = getattr(error, "reason", error)
             words = str(getattr(reason, "strerror", None) or reason).rstrip(".")
-            raise _Transient(f"not reached ({words})", reached=False) from None
+            what = "no whole answer came" if reached else "not reached"
+            raise _Transient(f"{what} ({words})", reached=reached) from None
         self._answered = True
         if len(body) > _MOST_BYTES:
             raise RetrievalError(
@@ -197,6 +201,9 @@ def _retry_after(text: str) -> float | None:
     if text.strip().isdecimal():
         return float(text.strip())
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
         return None
+    # the oldest of the three forms that HTTP allows names no zone; all are in UTC
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, moment.timestamp() - time.time())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +32,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "Language": ("language", "languages"),
     "PublicationType": ("publicationtype", "publicationtypes", "pubtype"),
 }
+_SEVERAL = ("Keywords", "Language", "PublicationType")
+_TEXTS = tuple(name for name in ALIASES if name not in _SEVERAL)
+_Read = TypeVar("_Read", str, tuple[str, ...])
 _LISTS = re.compile(r"[;|]")
+_TEXT = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
+#: a list as Python and numpy write one into a cell: ['a', 'b', None], ['a' 'b']
+_WRITTEN_LIST = re.compile(rf"\s*\[\s*(?:(?:{_TEXT}|None|nan)[\s,]*)*\]\s*")
 _ROWS = 512
 #: a row beyond this, and a cell of a table with it, is taken for damage (a quote that is never closed)
 _MOST_CELL = 131_072
@@ -41,7 +49,7 @@ def column_map(names: Iterable[str], chosen: Mapping[str, str]) -> dict[str, str
 
     Args:
         names: the columns of the table.
-        chosen: what the user says, {"Abstract": "text"}; the case of both is free.
+        chosen: what the user says, {"Abstract": "text"}; the case of both is free, and "" is for no column.
 
     Returns:
         {"Abstract": name in the table, …}; what is not there is missing.
@@ -57,7 +65,9 @@ def column_map(names: Iterable[str], chosen: Mapping[str, str]) -> dict[str, str
     faults += [f"--columns names {key!r}; known are {', '.join(ALIASES)}" for key in chosen if _bare(key) not in known]
     for target, aliases in ALIASES.items():
         asked = wanted.get(_bare(target))
-        if asked is not None:
+        if asked == "":
+            matches = []
+        elif asked is not None:
             matches = [name for name in present if name == asked] or [n for n in present if _bare(n) == _bare(asked)]
             if not matches:
                 faults.append(f"there is no column {asked!r} for {target}; found are {_listed(present)}")
@@ -128,7 +138,7 @@ def jsonl_rows(handle: IO[bytes], columns: Mapping[str, str]) -> Iterator[Articl
                 # a key that no earlier line had may be one of the columns
                 names |= dict.fromkeys(row)
                 mapping = column_map(names, columns)
-            yield article_of_row({target: row.get(name) for target, name in mapping.items()})
+            yield _article({target: row.get(name) for target, name in mapping.items()}, f"line {number}")
     if not mapping:
         raise InputError("it holds no object with an abstract")
 
@@ -145,8 +155,8 @@ def parquet_rows(path: Path, columns: Mapping[str, str], watch: Callable[[int], 
             names = list(dict.fromkeys(mapping.values()))
             done, size = 0, path.stat().st_size
             for batch in file.iter_batches(_ROWS, columns=names):
-                for row in batch.to_pylist():
-                    yield article_of_row({target: row[name] for target, name in mapping.items()})
+                for number, row in enumerate(batch.to_pylist(), start=done + 1):
+                    yield _article({target: row[name] for target, name in mapping.items()}, f"row {number}")
                 done += batch.num_rows
                 if watch:
                     watch(size * done // max(file.metadata.num_rows, 1))
@@ -154,21 +164,43 @@ def parquet_rows(path: Path, columns: Mapping[str, str], watch: Callable[[int], 
         raise InputError(f"it cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from None
 
 
+def _article(row: Mapping[str, Any], place: str) -> Article:
+    try:
+        return article_of_row(row)
+    except InputError as error:
+        raise InputError([f"{place}: {fault}" for fault in error.faults]) from None
+
+
 def article_of_row(row: Mapping[str, Any]) -> Article:
-    """An article from a row whose keys are those of `ALIASES`; absent and null cells are ""."""
-    pmid = bare_pmid(_cell(row.get("PMID")))
+    """An article from a row whose keys are those of `ALIASES`; absent and null cells are "".
+
+    Raises:
+        InputError: a cell holds an object, or bytes that are no text.
+    """
+    texts, lists = _read(row, _TEXTS, _cell), _read(row, _SEVERAL, _list)
     return Article(
-        pmid=pmid,
-        title=_cell(row.get("Title")),
-        abstract=_cell(row.get("Abstract")),
-        journal=_cell(row.get("Journal")),
-        keywords=_list(row.get("Keywords")),
-        url=_cell(row.get("URL")).strip(),
-        year=year_in(_cell(row.get("Year"))),
-        doi=bare_doi(_cell(row.get("DOI"))),
-        languages=_list(row.get("Language")),
-        types=_list(row.get("PublicationType")),
+        pmid=bare_pmid(texts["PMID"]),
+        title=texts["Title"],
+        abstract=texts["Abstract"],
+        journal=texts["Journal"],
+        keywords=lists["Keywords"],
+        url=texts["URL"].strip(),
+        year=year_in(texts["Year"]),
+        doi=bare_doi(texts["DOI"]),
+        languages=lists["Language"],
+        types=lists["PublicationType"],
     )
+
+
+def _read(row: Mapping[str, Any], names: Iterable[str], how: Callable[[Any], _Read]) -> dict[str, _Read]:
+    found: dict[str, _Read] = {}
+    for name in names:
+        try:
+            found[name] = how(row.get(name))
+        except InputError as error:
+            way_out = "" if name == "Abstract" else f", or leave it out with --columns {name}="
+            raise InputError([f"{name}: {fault}{way_out}" for fault in error.faults]) from None
+    return found
 
 
 def _cell(value: Any) -> str:
@@ -176,12 +208,33 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, list | tuple):
         return " ".join(_cell(one) for one in value)
+    if isinstance(value, Mapping):
+        raise InputError(
+            f"a cell holds an object with the keys {_listed([str(key) for key in value])}, not text; give what is "
+            "meant a column of its own"
+        )
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"a cell holds bytes that are no text in UTF-8 (byte {error.start})") from None
     return str(value)
 
 
 def _list(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list | tuple) else _LISTS.split(_cell(value))
+    parts = value if isinstance(value, list | tuple) else _parts(_cell(value))
     return tuple(dict.fromkeys(text for part in parts if (text := _cell(part).strip())))
+
+
+def _parts(text: str) -> list[str]:
+    """The entries of a list that stands in one cell."""
+    if text.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            return [_cell(one) for one in json.loads(text)]
+    if _WRITTEN_LIST.fullmatch(text):
+        with suppress(ValueError, SyntaxError):  # an escape that is none
+            return [ast.literal_eval(one) for one in re.findall(_TEXT, text)]
+    return _LISTS.split(text)
 
 
 def _bare(name: str) -> str:

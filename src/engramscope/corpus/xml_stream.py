@@ -45,11 +45,14 @@ def iterate_records(chunks: Iterable[bytes]) -> Iterator[Element]:
         AnswerError: the document is an `<ERROR>` of the E-utilities.
     """
     reader = _RecordReader()
-    for chunk in chunks:
-        reader.feed(chunk)
+    try:
+        for chunk in chunks:
+            reader.feed(chunk)
+            yield from reader.take()
+        reader.close()
         yield from reader.take()
-    reader.close()
-    yield from reader.take()
+    finally:
+        reader.release()
 
 
 class _RecordReader:
@@ -77,6 +80,10 @@ class _RecordReader:
         self._parse(b"", last=True)
         if self._error:
             raise AnswerError(self._error)
+
+    def release(self) -> None:
+        """Let go of the parser, which knows this object as well: its buffers would wait for the garbage collector."""
+        del self._parser
 
     def take(self) -> list[Element]:
         ready, self._ready = self._ready, []

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engramscope.errors import CheckError, InputError, out_of_memory
+from engramscope.errors import CheckError, InputError, ResultsError, out_of_memory
 from engramscope.finetune.layout import Layout
 from engramscope.results.lock import FolderLock
 
@@ -57,7 +57,6 @@ def run(folder: Path) -> int:
     from safetensors import SafetensorError
     from transformers.utils import logging as hf_logging
 
-    from engramscope.finetune.keeper import remove_incomplete
     from engramscope.finetune.training import Listener, train
 
     hf_logging.set_verbosity_error()
@@ -74,6 +73,9 @@ def run(folder: Path) -> int:
             lock = FolderLock(layout.work)
         return DONE if train(layout, listener) else STOPPED
     except (InputError, CheckError) as error:
+        # whoever writes whole files has put the full disk into words of its own
+        if isinstance(error, ResultsError) and sentence_of(error, folder) == full_sentence(folder):
+            return _no_room(layout, events)
         faults = list(getattr(error, "faults", (str(error),)))
         events.add(event="fault", faults=faults, input=isinstance(error, InputError))
         # for a person who started it by hand
@@ -84,15 +86,24 @@ def run(folder: Path) -> int:
         if sentence is None:
             raise
         if sentence == full_sentence(folder):
-            # what could not be written in full only takes room
-            remove_incomplete(layout)
-            shutil.rmtree(layout.work / "final", ignore_errors=True)
+            return _no_room(layout, events)
         with suppress(OSError):
             events.add(event="fault", faults=[sentence], input=True)
-        return FULL if sentence == full_sentence(folder) else FAULT
+        return FAULT
     finally:
         if lock is not None:
             lock.release()
+
+
+def _no_room(layout: Layout, events: Events) -> int:
+    """Say that the disk is full, if it takes that; what could not be written in full only takes room."""
+    from engramscope.finetune.keeper import remove_incomplete
+
+    remove_incomplete(layout)
+    shutil.rmtree(layout.work / "final", ignore_errors=True)
+    with suppress(OSError):
+        events.add(event="fault", faults=[full_sentence(layout.root)], input=True)
+    return FULL
 
 
 def sentence_of(error: BaseException, folder: Path) -> str | None:

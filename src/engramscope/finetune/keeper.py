@@ -69,6 +69,10 @@ class Keeper(TrainerCallback):
         """Say whose sums are kept."""
         self._tuner = tuner
 
+    def asked(self) -> bool:
+        """Whether training is to end: somebody has said so, or whoever started this process is gone."""
+        return self._layout.stop.exists() or os.getppid() != self._parent
+
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """The clock of an epoch runs while its steps do, and its order is its own.
 
@@ -100,7 +104,7 @@ class Keeper(TrainerCallback):
         self._mark = now
         self._tell("training", state.global_step, state.max_steps)
         first = state.is_world_process_zero
-        asked = first and (self._layout.stop.exists() or os.getppid() != self._parent)
+        asked = first and self.asked()
         due = first and bool(self._save_seconds) and now - self._saved >= self._save_seconds
         due = due or bool(self._save_steps and state.global_step % self._save_steps == 0)
         asked, due = anywhere(asked, args.device), anywhere(due, args.device)

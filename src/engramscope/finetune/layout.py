@@ -19,6 +19,8 @@ from engramscope.errors import ResultsError
 from engramscope.finetune.settings import Settings
 from engramscope.results.atomic import write_json, write_table
 
+#: in the environment of a process that somebody started and supervises
+SUPERVISED = "ENGRAMSCOPE_SUPERVISED"
 #: written into a checkpoint when everything else of it is on the disk
 COMPLETE = "history.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

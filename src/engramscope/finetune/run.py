@@ -116,7 +116,7 @@ def run_finetune(
         manifest = _begin(layout, prepared, resume)
         for note in manifest["notes"]:
             say(note)
-        if manifest["resumed"]:
+        if manifest["resumed"] and not layout.result.exists():
             step = manifest["resumed"][-1]["step"]
             say(f"Going on from step {step}." if step else "No checkpoint was complete: beginning again.")
         if prepare_only:
@@ -175,7 +175,7 @@ def _begin(layout: Layout, prepared: Prepared, resume: bool) -> dict[str, Any]:
     earlier = json.loads(layout.manifest.read_text(encoding="utf-8")) if resume and layout.manifest.exists() else {}
     notes = [*prepared.notes, *room_note(layout.root, parameters_of(prepared.job.model))]
     resumed = earlier.get("resumed", [])
-    if earlier:
+    if earlier and not layout.result.exists():  # what was trained to its end by hand is only written down
         done = complete_checkpoints(layout.checkpoints)
         resumed = [*resumed, {"at": _now(), "step": done[-1][0] if done else 0}]
     manifest = {
@@ -204,6 +204,8 @@ def _hearer(
                 progress(event["what"], event["done"], event["total"])
         elif event["event"] == "epoch":
             say(epoch_line(event["row"], settings.epochs))
+        elif event["event"] == "supervisor":
+            say(event["text"])
         else:
             manifest["notes"].append(event["text"])
             say(event["text"])

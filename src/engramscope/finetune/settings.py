@@ -170,6 +170,8 @@ def _set_one(values: dict[str, Any], text: str) -> list[str]:
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key:
         return [f"--set {text!r} is not of the form key=value, for example --set epochs=3."]
+    if key == "preset":
+        return [f"--set {text!r}: a preset is no single setting; choose it with --preset."]
     head, dot, tail = key.partition(".")
     if not dot:
         values[key] = _value(raw, key)

@@ -14,10 +14,14 @@ from typing import Any
 
 from engramscope.errors import CheckError, EngramscopeError, InputError
 from engramscope.finetune._worker import DONE, FULL, STOPPED, full_sentence
-from engramscope.finetune.layout import Job, Layout
+from engramscope.finetune.layout import SUPERVISED, Job, Layout
 
 _PAUSE = 0.1
-#: seconds in which a process that was asked to end has to have saved
+_ENDING = (
+    "Ending. What has been trained is saved first, after the validation where one is under way; Ctrl-C again ends at "
+    "once."
+)
+#: seconds that a process that was asked to end may say nothing before it is killed
 _PATIENCE = 180.0
 _MODULE = "engramscope.finetune._worker"
 #: glibc keeps what it was given back: every batch needs it again, and zeroed pages of the kernel take their time
@@ -38,7 +42,7 @@ def command(layout: Layout, processes: int) -> list[str]:
 
 def environment(job: Job) -> dict[str, str]:
     """The environment of the training: one GPU unless there are several processes, and no threads that nobody needs."""
-    found = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    found = {**os.environ, "TOKENIZERS_PARALLELISM": "false", SUPERVISED: "1"}
     processes = job.settings.processes
     if job.device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""
@@ -99,9 +103,10 @@ class _Reader:
         self._path, self._hear, self._faults = layout.events, hear, faults
         self._place = 0
 
-    def read(self) -> None:
+    def read(self) -> bool:
+        """Hand on what is new; whether there was anything."""
         if not self._path.exists():
-            return
+            return False
         with self._path.open("rb") as file:
             file.seek(self._place)
             data = file.read()
@@ -113,16 +118,27 @@ class _Reader:
                 self._faults.append(event)
             else:
                 self._hear(event)
+        return bool(whole)
+
+    def say(self, text: str) -> None:
+        """A sentence that is not the training's own."""
+        self._hear({"event": "supervisor", "text": text})
 
 
 def _end(process: subprocess.Popen[bytes], layout: Layout, reader: _Reader) -> None:
     """Ask the process to save and end; a second Ctrl-C ends it at once."""
     try:
         layout.stop.touch()
-        until = time.monotonic() + _PATIENCE
-        while process.poll() is None and time.monotonic() < until:
-            reader.read()
+        with suppress(OSError):  # nobody may be left to listen
+            reader.say(_ENDING)
+        heard = time.monotonic()
+        while process.poll() is None and time.monotonic() < heard + _PATIENCE:
+            with suppress(OSError):
+                if reader.read():
+                    heard = time.monotonic()
             time.sleep(_PAUSE)
+        with suppress(OSError):
+            reader.read()
     except KeyboardInterrupt:
         pass
     finally:

@@ -18,10 +18,10 @@ from engramscope.errors import CheckError, InputError, ResultsError
 from engramscope.finetune.chunks import Padding
 from engramscope.finetune.history import History, best_row, epochs_since_best, trained_rows
 from engramscope.finetune.keeper import Keeper, ensure_finite, remove_incomplete
-from engramscope.finetune.layout import COMPLETE, Job, Layout, complete_checkpoints, read_chunks
+from engramscope.finetune.layout import COMPLETE, SUPERVISED, Job, Layout, complete_checkpoints, read_chunks
 from engramscope.finetune.settings import Settings
 from engramscope.finetune.steps import read_steps
-from engramscope.finetune.tuner import Tuner, checked_places, predicted_tokens, validation_nll
+from engramscope.finetune.tuner import BrokenOff, Tuner, checked_places, predicted_tokens, validation_nll
 from engramscope.finetune.weights import (
     base_model,
     keep_only,
@@ -75,7 +75,9 @@ def train(layout: Layout, listener: Listener) -> bool:
         )
     if first:
         remove_incomplete(layout)
-        layout.stop.unlink(missing_ok=True)
+        if SUPERVISED not in os.environ:
+            # begun by hand: what an earlier run was asked; where somebody supervises, it may be asked already
+            layout.stop.unlink(missing_ok=True)
         layout.result.unlink(missing_ok=True)
     _wait_for_all()
     (enable_full_determinism if settings.deterministic else set_seed)(settings.seed)
@@ -160,7 +162,12 @@ def _fit(
 ) -> None:
     rows = keeper.history.rows
     if not rows:
-        loss = tuner.validation_loss()
+        try:
+            # nothing has been trained that would have to be saved
+            loss = tuner.validation_loss(keeper.asked)
+        except BrokenOff:
+            keeper.stopped = True
+            return
         ensure_finite(loss, 0)
         row = keeper.history.close(0, 0, loss, tuner.validation_seconds, tuner.checked_loss)
         if first:

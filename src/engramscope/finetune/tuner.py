@@ -28,6 +28,10 @@ CHECKED = 256
 Tell = Callable[[str, int, int], None]
 
 
+class BrokenOff(Exception):
+    """A validation was not finished, because an end was asked for."""
+
+
 @torch.no_grad()
 def validation_nll(
     model: Any, chunks: Sequence[np.ndarray], padding: Padding, batch: int, tell: Tell | None = None
@@ -130,12 +134,26 @@ class Tuner(Trainer):
         self.epoch_tokens.zero_()
         return float(sums[0]), float(sums[1])
 
-    def validation_loss(self) -> float:
-        """Validation loss in nats per predicted token; every process computes its share of the chunks."""
+    def validation_loss(self, asked: Callable[[], bool] | None = None) -> float:
+        """Validation loss in nats per predicted token; every process computes its share of the chunks.
+
+        Args:
+            asked: looked at after every batch: whether to break off. For a single process only, since one of several
+                would wait for the others.
+
+        Raises:
+            BrokenOff: it was asked for.
+        """
         started = time.perf_counter()
         rank, world = self.args.process_index, self.args.world_size
         mine = self._validation[rank::world]
-        tell = self._tell if rank == 0 else None
+
+        def tell(what: str, done: int, total: int) -> None:
+            if asked is not None and world == 1 and asked():
+                raise BrokenOff
+            if self._tell and rank == 0:
+                self._tell(what, done, total)
+
         found = torch.zeros(len(self._validation), dtype=torch.float64, device=self.args.device)
         found[rank::world] = torch.from_numpy(
             validation_nll(self.model, mine, self._padding, self.args.per_device_eval_batch_size, tell)

@@ -27,8 +27,10 @@ def refuse_occupied(folder: Path, resume: bool | None = None) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing, or nothing but what a killed run has left half-written."""
-    return all(is_scrap(path.name) for path in folder.iterdir())
+    """Whether a folder holds nothing, or nothing but empty folders and what a killed run has left half-written."""
+    return all(
+        is_scrap(path.name) or (path.is_dir() and not path.is_symlink() and is_empty(path)) for path in folder.iterdir()
+    )
 
 
 def is_scrap(name: str) -> bool:

@@ -99,7 +99,9 @@ def _pairs(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for part in _names(text):
         name, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and column):
-            raise InputError(f"--columns takes NAME=COLUMN, as in Abstract=text,Title=headline; {part!r} is none.")
+        if not (name and equals):
+            raise InputError(
+                f"--columns takes NAME=COLUMN, as in Abstract=text,Title=headline,Journal=; {part!r} is none."
+            )
         pairs[name] = column
     return pairs
