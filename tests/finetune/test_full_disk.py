@@ -98,9 +98,9 @@ def _fill(patch: pytest.MonkeyPatch, file: Path, error: Exception, mute: bool) -
     ("name", "error", "mute"),
     [
         ("optimizer.pt", NO_ROOM, False),
-        ("optimizer.pt", IN_TORCH, True),
-        ("model.safetensors", IN_SAFETENSORS, False),
-        (COMPLETE, NO_ROOM, False),
+        pytest.param("optimizer.pt", IN_TORCH, True, marks=pytest.mark.slow),
+        pytest.param("model.safetensors", IN_SAFETENSORS, False, marks=pytest.mark.slow),
+        pytest.param(COMPLETE, NO_ROOM, False, marks=pytest.mark.slow),
         (COMPLETE, NO_ROOM, True),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_within_a_checkpoint_is_said_and_nothing_is_lost(
     same_runs(again, whole)
 
 
-@pytest.mark.parametrize("mute", [False, True])
+@pytest.mark.parametrize("mute", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_disk_that_is_full_when_the_model_is_written_costs_no_training(
     dropping: str, whole: Any, tmp_path: Path, mute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

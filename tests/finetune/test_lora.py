@@ -34,7 +34,7 @@ def _adapters(result: Any, per_epoch: int) -> dict[str, torch.Tensor]:
     return load_file(Layout(result.folder).checkpoints / f"checkpoint-{step}" / ADAPTER)
 
 
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_stop_within_an_epoch_changes_neither_adapters_nor_weights(
     dropping: str, tmp_path: Path, merge: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

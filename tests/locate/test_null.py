@@ -10,7 +10,6 @@ from engramscope import make_pairs, patch
 from engramscope.models import Model, load_tokenizer
 from engramscope.pairs import PairSet
 
-SEEDS = 100
 
 
 def random_model(tokenizer, seed: int) -> Model:
@@ -36,18 +35,19 @@ def questions() -> tuple[PairSet, object]:
     return PairSet(tuple(kept[:40]), "questions"), load_tokenizer("mini")
 
 
-def test_random_weights_give_an_empty_list_in_at_least_95_of_100_seeds(questions) -> None:
+@pytest.mark.parametrize("seeds", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_random_weights_give_an_empty_list_in_at_least_95_of_100_seeds(questions, seeds: int) -> None:
     pairs, tokenizer = questions
     with_detections = []
     excluded = 0
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         result = patch(random_model(tokenizer, seed), pairs, "z", heads="each", resamples=999, seed=seed)
         excluded += len(result.excluded)
         if result.summary["detected"].any():
             with_detections.append(seed)
-    assert len(with_detections) <= SEEDS - 95, with_detections
+    assert len(with_detections) <= 0.05 * seeds, with_detections
     # a model that knows nothing has the wrong gap in half of the pairs: they must not have been dropped from the tests
-    assert 0.3 < excluded / (SEEDS * len(pairs)) < 0.7
+    assert 0.3 < excluded / (seeds * len(pairs)) < 0.7
 
 
 def test_the_uncorrected_tests_would_have_found_something(questions) -> None:
