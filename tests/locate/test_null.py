@@ -11,7 +11,6 @@ from engramscope.models import Model, load_tokenizer
 from engramscope.pairs import PairSet
 
 
-
 def random_model(tokenizer, seed: int) -> Model:
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
