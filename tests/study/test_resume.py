@@ -103,6 +103,7 @@ def test_ctrl_c_keeps_what_is_there_and_resume_ends_as_an_undisturbed_run(
     assert {item: item.stat().st_mtime_ns for item in out.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_killed_and_interrupted_by_signals_it_still_ends_the_same(gpt2: Path, whole: Path, tmp_path: Path) -> None:
     path, out = write_study(tmp_path, gpt2, SWEEPS), tmp_path / "out"

@@ -31,11 +31,13 @@ class HubModel:
         revision: its commit; what was asked for where the hub could not be reached.
         offline: the hub was not reached, so only the cache can be used.
         files: the names of its files.
+        folder: where the cache has it, if the hub was not reached: by its name some library would ask the hub again.
     """
 
     revision: str | None
     offline: bool
     files: tuple[str, ...]
+    folder: str = ""
 
 
 def resolve_hub(name: str, revision: str | None, bundled: Sequence[str]) -> HubModel:
@@ -71,7 +73,7 @@ def _from_cache(name: str, revision: str | None, bundled: Sequence[str], error: 
             f"machine's cache does not have it{nearest(name, tuple(bundled)).replace('Known', 'Bundled')}"
         )
     folder = Path(config).parent
-    return HubModel(folder.name, True, tuple(item.name for item in folder.iterdir()))
+    return HubModel(folder.name, True, tuple(item.name for item in folder.iterdir()), str(folder))
 
 
 def _unknown(name: str, bundled: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ def _locate(name: str, revision: str | None) -> Place:
     if not _HUB_ID.fullmatch(name) or name.startswith((".", "~")):
         raise ModelError(f"There is no folder {name!r}, and it is no bundled name or hub id either.")
     hub = resolve_hub(name, revision, bundled.names())
-    return Place(name, "hub", name, hub.revision, hub.offline, hub.files)
+    return Place(name, "hub", hub.folder or name, hub.revision, hub.offline, hub.files)
 
 
 def _folder(name: str, source: Origin, folder: Path) -> Place:
